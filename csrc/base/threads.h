@@ -1,0 +1,27 @@
+/* A persistent pool: the caller is worker 0, n-1 threads help. Between jobs of one running step the helpers spin (bounded);
+   when no job comes they sleep on a condition variable, so an idle pool costs no CPU. */
+#ifndef PYLLM_BASE_THREADS_H
+#define PYLLM_BASE_THREADS_H
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct pool pool;
+
+/* n >= 1 workers in all. NULL when memory or threads run out (nothing is leaked). */
+pool *pool_new(int n);
+void pool_free(pool *p);
+int pool_size(const pool *p);
+
+/* Calls fn(ctx, item, worker) once for every item in [0, n), handed out in ascending chunks of `grain` from a shared counter, and
+   returns when all are done. Items must be independent. When *cancel becomes non-zero the remaining items are not started
+   (cancel may be NULL). Called by one thread at a time. The float environment of every worker is nearest-even, no FTZ/DAZ. */
+typedef void (*pool_fn)(void *ctx, int64_t item, int worker);
+void pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel);
+
+/* Float environment: sets round-to-nearest with subnormals kept, returns the previous state for fpenv_restore. */
+uint64_t fpenv_enter(void);
+void fpenv_restore(uint64_t saved);
+
+/* Physical CPUs this process may use: affinity mask and cgroup quota, at least 1. */
+int threads_default(void);
+#endif

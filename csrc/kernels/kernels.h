@@ -1,0 +1,108 @@
+/* The kernel table and every kernel's contract: the page a kernel author reads.
+ *
+ * A kernel is a pure function: it never allocates, prints, locks or keeps state. docs/numerics.md fixes the order of every float
+ * operation; kernels/ref is its transcription in plain C and every other variant must equal it bit for bit (any NaN equals any
+ * NaN). One table per CPU level; the file suffix, symbol suffix, CPU flag, compile flags and test label are one name. */
+#ifndef PYLLM_KERNELS_H
+#define PYLLM_KERNELS_H
+#include "../formats/formats.h"
+#include <stddef.h>
+#include <stdint.h>
+
+enum { GROUP = 16 };            /* output rows of a packed group: the SIMD lanes of a matmul */
+enum { PANEL = 8 };             /* activation rows that a matmul kernel takes at most */
+enum { PAGE = 16 };             /* tokens of a KV page */
+enum { CHUNK = 256 };           /* positions of an attention chunk: 16 pages, at absolute multiples of 256 */
+
+/* ---- quantized activations ----------------------------------------------------------------------------------------
+ * 256 consecutive values of one row. A panel of m rows over k values is unit[ceil(k/256)][m], so that all rows of a unit lie
+ * side by side. Blocks of 32: d[b] and sum32[b] per block; blocks of 256: only d[0] counts. Past k: q = 0, d = 0. */
+typedef struct act_unit {
+    int8_t q[256];              /* in [-127, 127] */
+    int32_t sum16[16];          /* sums of 16 q */
+    int32_t sum32[8];           /* sums of 32 q */
+    float d[8];
+} act_unit;
+static inline size_t act_panel_bytes(int64_t k, int m) { return (size_t)((k + 255) / 256) * (size_t)m * sizeof(act_unit); }
+
+/* x: m rows of k floats, ldx floats apart; block 32 or 256; k a multiple of block. dst: one panel. */
+typedef void quantize_act_fn(const float *x, int64_t ldx, int m, int64_t k, int block, act_unit *dst);
+
+/* ---- matmul ---------------------------------------------------------------------------------------------------------
+ * y[c*ldy + 16*g + r] = dot(W row 16*g + r, activation row c), g < n_groups, r < 16, c < m, 1 <= m <= PANEL.
+ * w: packed groups (pack.h), group_bytes apart; k: row length. a: a panel of m rows (types with act 32/256) or f32 rows lda floats
+ * apart (types with act 1). Rows past the matrix's last are zero in w and are computed like any other. */
+typedef void matmul_fn(const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, int64_t lda, int m,
+                       float *y, int64_t ldy);
+
+/* ---- vectors ------------------------------------------------------------------------------------------------------
+ * All over f32; n any positive number; no alignment needed; y may equal x. */
+/* y = x * (1/sqrt(mean(x^2) + eps)) * w  (w NULL: without). */
+typedef void rmsnorm_fn(const float *x, const float *w, float *y, int64_t n, float eps);
+/* y = act(gate) * up. */
+enum act_kind { ACT_SILU = 0, ACT_GELU_TANH = 1 };
+typedef void gated_fn(int act, const float *gate, const float *up, float *y, int64_t n);
+/* y = cap * tanh(x / cap). */
+typedef void softcap_fn(const float *x, float *y, int64_t n, float cap);
+/* out[i] = mscale*cos(pos*freq[i]), out[n+i] = mscale*sin(pos*freq[i]); the product and the reduction in double. */
+typedef void angles_fn(const float *freq, int64_t n, int64_t pos, float mscale, float *out);
+/* Rotates heads*dim values: the first rot of each head turn by angles [cos rot/2 | sin rot/2], the rest is copied.
+   neox 0: pairs (2i, 2i+1); neox 1: pairs (i, i + rot/2). */
+typedef void rope_fn(const float *x, const float *angles, float *y, int heads, int dim, int rot, int neox);
+
+/* ---- KV pages and attention -----------------------------------------------------------------------------------------
+ * One page of one layer and kv head holds PAGE tokens. K: token is the lane. f32/f16: element [dim][16]. q8_0: for each block of 32
+ * dims f16 d[16], then int8 [8][16][4] (dims in fours). V: dim is the lane. f32/f16: element [16][dim]. q8_0: f16 d[16][dim/32],
+ * then int8 [16][dim]. dim is a multiple of 16 (q8_0: of 32). */
+enum kv_type { KV_F32 = 0, KV_F16 = 1, KV_Q8_0 = 2, KV_TYPES = 3 };
+static inline size_t kv_page_bytes(int type, int dim) {      /* of K or of V, one page, one kv head */
+    return type == KV_F32 ? (size_t)PAGE * dim * 4 : type == KV_F16 ? (size_t)PAGE * dim * 2 : (size_t)PAGE * (dim + dim / 16);
+}
+/* Stores one token's vector [dim] in slot 0..15 of a page. */
+typedef void kv_store_fn(const float *x, int dim, uint8_t *page, int slot);
+
+/* One chunk for `rows` query rows of the `group` heads that share a kv head. Query (i, h) is q + i*ldq + h*dim, i < rows, h < group.
+   pages[p] covers positions 16p..16p+15 of the chunk; row i sees positions [lo[i], hi[i]) of the chunk, 0 <= lo < hi <= 256. Pages that
+   no row sees may be NULL. Result of (i, h) at index s = i*group + h: m[s], l[s], o[s*dim .. +dim] (unnormalised). rows*group <= 64. */
+typedef struct attn_args {
+    const float *q;
+    int64_t ldq;
+    int rows, group, dim;
+    float scale, softcap;       /* softcap 0 = off */
+    const uint8_t *const *k_pages, *const *v_pages;
+    const int16_t *lo, *hi;
+    float *m, *l, *o;
+    void *scratch;              /* attn_scratch_bytes(dim), 64-byte aligned */
+} attn_args;
+enum { ATTN_MAX = 64 };         /* rows*group of one call */
+static inline size_t attn_scratch_bytes(int dim) { return (size_t)ATTN_MAX * (CHUNK * 4 + (size_t)dim * 4 + 256) + 4096; }
+typedef void attn_chunk_fn(const attn_args *a);
+/* state (m0, l0, o0) becomes the merge of itself with the later chunk (m1, l1, o1). */
+typedef void attn_merge_fn(float *m0, float *l0, float *o0, float m1, float l1, const float *o1, int dim);
+/* y = o * (1/l). */
+typedef void attn_finish_fn(const float *o, float l, float *y, int dim);
+
+/* ---- the table ------------------------------------------------------------------------------------------------------ */
+typedef struct kernels {
+    const char *level;
+    quantize_act_fn *quantize_act;
+    matmul_fn *matmul[QTYPE_COUNT];             /* NULL: this type cannot be multiplied */
+    rmsnorm_fn *rmsnorm;
+    gated_fn *gated;
+    softcap_fn *softcap;
+    angles_fn *angles;
+    rope_fn *rope;
+    kv_store_fn *kv_store_k[KV_TYPES], *kv_store_v[KV_TYPES];
+    attn_chunk_fn *attn_chunk[KV_TYPES];
+    attn_merge_fn *attn_merge;
+    attn_finish_fn *attn_finish;
+    /* "slot=symbol" of every entry in the order above; filled together with the pointers. */
+    const char *names[QTYPE_COUNT + 32];
+    int n_names;
+} kernels;
+
+/* The table of a level ("ref", "avx2", "avx512vnni", "neon"...), built on first use and constant after. NULL level: PYLLM_CPU, else the best that
+   this CPU has. NULL result: no such level here. Thread-safe. */
+const kernels *kernels_get(const char *level);
+const char *kernels_levels(void);               /* "ref avx2 ...", best last */
+#endif

@@ -1,0 +1,232 @@
+/* pyllm: run language models from GGUF files on the CPU. The one public header; C11, compiles alone.
+ *
+ * Every fallible function returns PYLLM_OK (0) or a negative pyllm_status and fills *err (caller-owned, may be NULL).
+ * Nothing prints, aborts or exits. Objects are freed by their own _free / _close function, NULL is fine there. Unless
+ * said otherwise an object may be used by one thread at a time; different objects are independent. */
+#ifndef PYLLM_H
+#define PYLLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define PYLLM_API __declspec(dllexport)
+#else
+#define PYLLM_API __attribute__((visibility("default")))
+#endif
+
+#pragma GCC visibility push(default)
+/* The part between the marks is also read by the Python build (cffi); keep it free of other preprocessor lines. */
+/* cdef begin */
+
+/* ---- errors ---------------------------------------------------------------------------------------------------- */
+enum pyllm_status {
+    PYLLM_OK = 0,
+    PYLLM_ERR_ARG = -1,         /* a wrong argument */
+    PYLLM_ERR_MEMORY = -2,      /* memory or threads ran out; nothing was changed */
+    PYLLM_ERR_IO = -3,          /* the system refused to open, read or write */
+    PYLLM_ERR_FORMAT = -4,      /* a file that breaks its format's rules */
+    PYLLM_ERR_UNSUPPORTED = -5, /* valid, but not something this build can run */
+    PYLLM_ERR_FULL = -6,        /* no free page or no room in the context; nothing was changed */
+    PYLLM_ERR_CANCELLED = -7,   /* the cancel flag was seen; the step left every sequence as before it */
+    PYLLM_ERR_STATE = -8        /* a saved state that does not fit this model or fails its checksum */
+};
+
+typedef struct pyllm_error {
+    int32_t code;
+    char message[1020];         /* UTF-8; "what, where" and, on a second line, "hint: next step" */
+} pyllm_error;
+
+/* Version of this header's binary interface; the Python package refuses a library that differs. */
+int pyllm_abi_version(void);
+
+/* ---- CPU and kernels --------------------------------------------------------------------------------------------- */
+/* Levels compiled in and supported by this CPU, best last, space-separated: "ref avx2 avx512vnni". Static storage. */
+const char *pyllm_cpu_levels(void);
+/* The level that PYLLM_CPU or detection selects. NULL level = that one. The k-th kernel of the level's table as
+   "slot=symbol" (symbol ends in the level it was written for), NULL past the end. Static storage. */
+const char *pyllm_cpu_level(void);
+const char *pyllm_kernel_name(const char *level, int k);
+/* Threads that a model gets by default: physical cores allowed by affinity mask and cgroup quota. */
+int pyllm_threads_default(void);
+
+/* ---- deterministic mathematics (base/math): the only source of transcendental numbers on a tape -------------------- */
+double pyllm_math_exp(double x);
+double pyllm_math_log(double x);
+double pyllm_math_pow(double x, double y);
+double pyllm_math_sin(double x);
+double pyllm_math_cos(double x);
+
+/* ---- GGUF -------------------------------------------------------------------------------------------------------- */
+typedef struct pyllm_gguf pyllm_gguf;
+
+typedef struct pyllm_kv {
+    const char *key;            /* NUL-terminated, owned by the file object */
+    uint32_t type;              /* GGUF value type: 0 u8 1 i8 2 u16 3 i16 4 u32 5 i32 6 f32 7 bool 8 string 9 array 10 u64 11 i64 12 f64 */
+    uint32_t item_type;         /* of an array; otherwise equal to type */
+    uint64_t count;             /* items of an array; otherwise 1 */
+    const void *data;           /* count packed little-endian items (possibly unaligned); strings: see pyllm_gguf_string */
+} pyllm_kv;
+
+typedef struct pyllm_tensor {
+    const char *name;           /* NUL-terminated, owned by the file object */
+    uint32_t type;              /* GGUF tensor type id */
+    uint32_t n_dims;            /* 1..4 */
+    int64_t ne[4];              /* elements per dimension, ne[0] contiguous; unused = 1 */
+    uint64_t bytes;             /* of the tensor's data */
+    int32_t file;               /* index of the split file that holds it */
+    uint64_t offset;            /* of the data in that file */
+} pyllm_tensor;
+
+/* Reads and checks the header of a GGUF v2/v3 file, of all files of a split set when path is its first one. Tensor data is
+   read with pread on demand; nothing is mapped. */
+int pyllm_gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err);
+void pyllm_gguf_close(pyllm_gguf *g);
+int64_t pyllm_gguf_n_kv(const pyllm_gguf *g);
+int64_t pyllm_gguf_n_tensors(const pyllm_gguf *g);
+/* Entry i in file order. Out of range: PYLLM_ERR_ARG. */
+int pyllm_gguf_kv(const pyllm_gguf *g, int64_t i, pyllm_kv *out);
+int pyllm_gguf_tensor(const pyllm_gguf *g, int64_t i, pyllm_tensor *out);
+/* Item j of a string value or string array (bytes, not NUL-terminated; *len bytes, owned by g); NULL if there is none. */
+const char *pyllm_gguf_string(const pyllm_gguf *g, int64_t i, uint64_t j, uint64_t *len);
+/* Copies raw bytes [begin, begin + n) of tensor i into dst. */
+int pyllm_gguf_read(const pyllm_gguf *g, int64_t i, uint64_t begin, uint64_t n, void *dst, pyllm_error *err);
+/* Tensor types by id: name ("q4_k") or NULL; elements and bytes of a block (0 if unknown). */
+const char *pyllm_type_name(uint32_t type);
+int64_t pyllm_type_elems(uint32_t type);
+int64_t pyllm_type_bytes(uint32_t type);
+/* n elements (a multiple of the block) of src to f32, exactly as the format defines; integers convert by value. */
+int pyllm_dequantize(uint32_t type, const void *src, int64_t n, float *dst, pyllm_error *err);
+
+/* ---- tokenizer --------------------------------------------------------------------------------------------------- */
+typedef struct pyllm_tokenizer pyllm_tokenizer;
+
+/* Builds the tokenizer that the file's tokenizer.ggml.* keys describe. The file may be closed afterwards. After creation the
+   object is immutable: all functions below may be called from any number of threads. */
+int pyllm_tokenizer_new(const pyllm_gguf *g, pyllm_tokenizer **out, pyllm_error *err);
+void pyllm_tokenizer_free(pyllm_tokenizer *t);
+int32_t pyllm_tokenizer_size(const pyllm_tokenizer *t);
+/* Text (n bytes, any bytes) to ids. add_special: BOS/EOS as the file asks; parse_special: control tokens in the text become their
+   ids. Returns the number of ids; writes at most max of them, so a call with max 0 sizes the buffer. */
+int64_t pyllm_tokenize(const pyllm_tokenizer *t, const char *text, int64_t n, int add_special, int parse_special,
+                       int32_t *ids, int64_t max, pyllm_error *err);
+/* Bytes of one token as it appears in text (control tokens: their name if special, else nothing). *len bytes, owned by t;
+   NULL if id is out of range. Concatenated bytes of a text's tokens are the text, except that sentencepiece families put a
+   space in front of the first token; pyllm_detokenize takes it off again. */
+const char *pyllm_token_bytes(const pyllm_tokenizer *t, int32_t id, int special, int64_t *len);
+/* Ids to bytes; returns the number of bytes, writes at most max. special: write control tokens by name. */
+int64_t pyllm_detokenize(const pyllm_tokenizer *t, const int32_t *ids, int64_t n, int special, char *out, int64_t max,
+                         pyllm_error *err);
+/* The vocabulary's own text of a token (as in the file) and its type (1 normal 2 unknown 3 control 4 user-defined 5 unused 6 byte). */
+const char *pyllm_token_text(const pyllm_tokenizer *t, int32_t id, int64_t *len);
+int32_t pyllm_token_type(const pyllm_tokenizer *t, int32_t id);
+/* Special ids; -1 where the file has none. kind: 0 bos 1 eos 2 eot 3 eom 4 unknown 5 separator 6 padding 7 mask. */
+int32_t pyllm_token_special(const pyllm_tokenizer *t, int kind);
+/* 1 if generation ends with this token (eos, eot, eom and the families' end-of-turn tokens). */
+int pyllm_token_is_end(const pyllm_tokenizer *t, int32_t id);
+
+/* ---- model: a tape over packed weights ----------------------------------------------------------------------------- */
+typedef struct pyllm_model pyllm_model;
+
+/* Loads the weights that the tape (text, see docs/design.md) names, packs them for the CPU level in force with n_threads
+   threads, and checks every shape. level: NULL = PYLLM_CPU or the best. cancel may be NULL. The file may be closed afterwards unless
+   the tape reads an embedding that is not also an output matrix: the model keeps its own descriptor. */
+int pyllm_model_load(const pyllm_gguf *g, const char *tape, int64_t tape_len, const char *level, int n_threads,
+                     const volatile int32_t *cancel, pyllm_model **out, pyllm_error *err);
+void pyllm_model_free(pyllm_model *m);
+/* Bytes of packed weights that loading this tape would take, without loading. */
+int pyllm_model_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, int64_t *weight_bytes, pyllm_error *err);
+int64_t pyllm_model_weight_bytes(const pyllm_model *m);
+int32_t pyllm_model_n_vocab(const pyllm_model *m);
+/* The k-th kernel that a run of this model calls, as "slot=symbol"; NULL past the end. */
+const char *pyllm_model_kernel(const pyllm_model *m, int k);
+
+/* ---- engine: sequences over a paged KV cache -------------------------------------------------------------------------- */
+typedef struct pyllm_engine pyllm_engine;
+
+enum pyllm_kv_type { PYLLM_KV_F32 = 0, PYLLM_KV_F16 = 1, PYLLM_KV_Q8_0 = 2 };
+
+typedef struct pyllm_engine_params {
+    int32_t n_threads;          /* workers, the calling thread included */
+    int32_t kv_type;            /* enum pyllm_kv_type */
+    int32_t max_rows;           /* largest batch of one step */
+    int32_t max_seqs;           /* sequences that may live at once */
+    int64_t n_positions;        /* KV room in tokens, all sequences together (rounded up to pages of 16) */
+    int32_t max_logits;         /* rows with logits in one step, at most max_rows */
+    int32_t pad;
+} pyllm_engine_params;
+
+/* KV and activation bytes that an engine with these parameters takes. */
+int pyllm_engine_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, const pyllm_engine_params *p,
+                      int64_t *kv_bytes, int64_t *activation_bytes, pyllm_error *err);
+int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out, pyllm_error *err);
+void pyllm_engine_free(pyllm_engine *e);    /* before its model */
+
+/* Sequences are small integers. New ones are empty. PYLLM_ERR_FULL when max_seqs are alive. */
+int32_t pyllm_seq_new(pyllm_engine *e, pyllm_error *err);
+void pyllm_seq_free(pyllm_engine *e, int32_t seq);
+int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq);       /* tokens stored; -1 if there is no such sequence */
+/* Forgets positions >= n. With sliding windows n must be the length, 0, or recent enough that no page behind the window was
+   freed: otherwise PYLLM_ERR_ARG and nothing changes. */
+int pyllm_seq_truncate(pyllm_engine *e, int32_t seq, int64_t n, pyllm_error *err);
+int64_t pyllm_engine_free_positions(const pyllm_engine *e);         /* room in tokens of the scarcest layer group */
+
+/* Runs one batch: row r appends tokens[r] to sequence seqs[r] at its next position; rows of one sequence ascend. Rows with
+   want[r] != 0 get logits: float32 [number of such rows, n_vocab] in row order, caller's memory. Any mix of prompts and single
+   tokens; results do not depend on the mix. On any error every sequence is as before the call. *cancel (may be NULL) is polled
+   between tiles. The engine allocates nothing here. */
+int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
+               float *logits, const volatile int32_t *cancel, pyllm_error *err);
+
+/* A sequence as bytes: checksummed, bound to model, KV type and layout. Returns the size; writes only if max suffices. */
+int64_t pyllm_seq_save(const pyllm_engine *e, int32_t seq, void *out, int64_t max, pyllm_error *err);
+/* Replaces the content of seq; on any error seq is unchanged. */
+int pyllm_seq_restore(pyllm_engine *e, int32_t seq, const void *data, int64_t n, pyllm_error *err);
+
+/* ---- sampling -------------------------------------------------------------------------------------------------------- */
+typedef struct pyllm_sampler pyllm_sampler;
+
+typedef struct pyllm_sampling {
+    uint64_t seed;
+    int32_t choice;             /* index of this choice among n of one prompt */
+    int32_t top_k;              /* 0 = off */
+    float temperature;          /* <= 0: greedy */
+    float top_p;                /* 1 = off */
+    float min_p;                /* 0 = off */
+    float typical_p;            /* 1 = off */
+    float top_n_sigma;          /* <= 0 = off */
+    float xtc_probability;      /* 0 = off */
+    float xtc_threshold;
+    int32_t penalty_last_n;     /* tokens looked back on; -1 = all, 0 = off */
+    float repeat_penalty;       /* 1 = off */
+    float frequency_penalty;    /* 0 = off */
+    float presence_penalty;     /* 0 = off */
+    float dry_multiplier;       /* 0 = off */
+    float dry_base;
+    int32_t dry_allowed_length;
+    int32_t dry_last_n;         /* -1 = all, 0 = off */
+    int32_t min_keep;           /* tokens that every filter leaves at least; 0 means 1 */
+    char order[16];             /* chain as letters: e penalties d dry s top_n_sigma k top_k y typical_p p top_p m min_p x xtc t temperature;
+                                   NUL-terminated; empty = "edskypmxt" */
+} pyllm_sampling;
+
+typedef struct pyllm_logprob { int32_t id; float logprob; } pyllm_logprob;
+
+/* Peers' defaults: temperature 0.8, top_k 40, top_p 0.95, min_p 0.05, penalties and the rest off. */
+void pyllm_sampling_defaults(pyllm_sampling *s);
+/* bias: n_bias (id, addend) pairs, applied first (-inf bans). breakers: sequences of ids that end a DRY match, given as n_breakers ids
+   that each stop matching. Copies everything. */
+int pyllm_sampler_new(int32_t n_vocab, const pyllm_sampling *s, const pyllm_logprob *bias, int32_t n_bias,
+                      const int32_t *breakers, int32_t n_breakers, pyllm_sampler **out, pyllm_error *err);
+void pyllm_sampler_free(pyllm_sampler *s);
+/* Appends ids to the history that penalties look at (the prompt, then every chosen token). */
+int pyllm_sampler_accept(pyllm_sampler *s, const int32_t *ids, int64_t n, pyllm_error *err);
+/* Chooses the token for absolute position `position` from logits [n_vocab] (read only) and stores it in *id. n_top > 0: also the
+   n_top most likely tokens of the untouched distribution, best first, and in top[n_top] the chosen one: top holds n_top + 1
+   entries (natural logarithms). n_top 0 with top != NULL: only the chosen one. Non-finite logits (NaN or +inf): PYLLM_ERR_ARG. */
+int pyllm_sampler_sample(pyllm_sampler *s, const float *logits, int64_t position, int32_t *id,
+                         pyllm_logprob *top, int32_t n_top, pyllm_error *err);
+
+/* cdef end */
+#pragma GCC visibility pop
+#endif
