@@ -1,0 +1,148 @@
+/* pyllm.h on top of the core: argument checks, the float environment around every computing call, nothing else. No other file
+   exports a symbol. */
+#include "pyllm.h"
+
+#include "base/math.h"
+#include "base/threads.h"
+#include "engine/engine.h"
+#include "engine/sampler.h"
+#include "formats/formats.h"
+#include "tokenizer/tokenizer.h"
+
+enum { ABI_VERSION = 1 };
+
+#define NEED(cond, text) do { if (!(cond)) return err_set(err, PYLLM_ERR_ARG, text); } while (0)
+
+/* Runs `call` with rounding to nearest and subnormals kept, whatever the caller has set. */
+#define COMPUTE(type, call) uint64_t env_ = fpenv_enter(); type result_ = (call); fpenv_restore(env_); return result_
+
+int pyllm_abi_version(void) { return ABI_VERSION; }
+
+const char *pyllm_cpu_levels(void) { return kernels_levels(); }
+
+const char *pyllm_cpu_level(void) {
+    const kernels *k = kernels_get(NULL);
+    return k ? k->level : NULL;
+}
+
+const char *pyllm_kernel_name(const char *level, int k) {
+    const kernels *t = kernels_get(level);
+    return t && k >= 0 && k < t->n_names ? t->names[k] : NULL;
+}
+
+int pyllm_threads_default(void) { return threads_default(); }
+
+double pyllm_math_exp(double x) { COMPUTE(double, math_exp(x)); }
+double pyllm_math_log(double x) { COMPUTE(double, math_log(x)); }
+double pyllm_math_pow(double x, double y) { COMPUTE(double, math_pow(x, y)); }
+double pyllm_math_sin(double x) { COMPUTE(double, math_sin(x)); }
+double pyllm_math_cos(double x) { COMPUTE(double, math_cos(x)); }
+
+/* ---- GGUF ---- */
+
+int pyllm_gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err) {
+    NEED(path && out, "gguf_open: path and out must not be NULL");
+    return gguf_open(path, out, err);
+}
+void pyllm_gguf_close(pyllm_gguf *g) { gguf_close(g); }
+int64_t pyllm_gguf_n_kv(const pyllm_gguf *g) { return gguf_n_kv(g); }
+int64_t pyllm_gguf_n_tensors(const pyllm_gguf *g) { return gguf_n_tensors(g); }
+int pyllm_gguf_kv(const pyllm_gguf *g, int64_t i, pyllm_kv *out) { return gguf_kv(g, i, out); }
+int pyllm_gguf_tensor(const pyllm_gguf *g, int64_t i, pyllm_tensor *out) { return gguf_tensor(g, i, out); }
+const char *pyllm_gguf_string(const pyllm_gguf *g, int64_t i, uint64_t j, uint64_t *len) { return gguf_string(g, i, j, len); }
+int pyllm_gguf_read(const pyllm_gguf *g, int64_t i, uint64_t begin, uint64_t n, void *dst, pyllm_error *err) {
+    return gguf_read(g, i, begin, n, dst, err);
+}
+
+const char *pyllm_type_name(uint32_t type) { return qtype_get(type) ? qtype_get(type)->name : NULL; }
+int64_t pyllm_type_elems(uint32_t type) { return qtype_get(type) ? qtype_get(type)->elems : 0; }
+int64_t pyllm_type_bytes(uint32_t type) { return qtype_get(type) ? qtype_get(type)->bytes : 0; }
+
+int pyllm_dequantize(uint32_t type, const void *src, int64_t n, float *dst, pyllm_error *err) {
+    const qtype_info *q = qtype_get(type);
+    if (!q) return err_set(err, PYLLM_ERR_UNSUPPORTED, "tensor type id %u does not exist", type);
+    if (n < 0 || n % q->elems) return err_set(err, PYLLM_ERR_ARG, "%lld elements are not whole blocks of %d", (long long)n, q->elems);
+    uint64_t env = fpenv_enter();
+    dequantize(type, src, n, dst);
+    fpenv_restore(env);
+    return 0;
+}
+
+/* ---- tokenizer ---- */
+
+int pyllm_tokenizer_new(const pyllm_gguf *g, pyllm_tokenizer **out, pyllm_error *err) { COMPUTE(int, tokenizer_new(g, out, err)); }
+void pyllm_tokenizer_free(pyllm_tokenizer *t) { tokenizer_free(t); }
+int32_t pyllm_tokenizer_size(const pyllm_tokenizer *t) { return tokenizer_size(t); }
+int64_t pyllm_tokenize(const pyllm_tokenizer *t, const char *text, int64_t n, int add_special, int parse_special, int32_t *ids, int64_t max,
+                       pyllm_error *err) {
+    NEED(n >= 0 && max >= 0, "tokenize: a negative length");
+    COMPUTE(int64_t, tokenize(t, text, n, add_special, parse_special, ids, max, err));
+}
+const char *pyllm_token_bytes(const pyllm_tokenizer *t, int32_t id, int special, int64_t *len) { return token_bytes(t, id, special, len); }
+int64_t pyllm_detokenize(const pyllm_tokenizer *t, const int32_t *ids, int64_t n, int special, char *out, int64_t max, pyllm_error *err) {
+    NEED(n >= 0 && max >= 0, "detokenize: a negative length");
+    return detokenize(t, ids, n, special, out, max, err);
+}
+const char *pyllm_token_text(const pyllm_tokenizer *t, int32_t id, int64_t *len) { return token_text(t, id, len); }
+int32_t pyllm_token_type(const pyllm_tokenizer *t, int32_t id) { return token_type(t, id); }
+int32_t pyllm_token_special(const pyllm_tokenizer *t, int kind) { return token_special(t, kind); }
+int pyllm_token_is_end(const pyllm_tokenizer *t, int32_t id) { return token_is_end(t, id); }
+
+/* ---- model and engine ---- */
+
+int pyllm_model_load(const pyllm_gguf *g, const char *tape, int64_t tape_len, const char *level, int n_threads,
+                     const volatile int32_t *cancel, pyllm_model **out, pyllm_error *err) {
+    NEED(g && tape && tape_len >= 0 && out, "model_load: file, tape and out must not be NULL");
+    COMPUTE(int, model_load(g, tape, tape_len, level, n_threads, cancel, out, err));
+}
+void pyllm_model_free(pyllm_model *m) { model_free(m); }
+int pyllm_model_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, int64_t *weight_bytes, pyllm_error *err) {
+    COMPUTE(int, model_plan(g, tape, tape_len, weight_bytes, err));
+}
+int64_t pyllm_model_weight_bytes(const pyllm_model *m) { return (int64_t)m->memory_bytes; }
+int32_t pyllm_model_n_vocab(const pyllm_model *m) { return (int32_t)m->t.n_vocab; }
+const char *pyllm_model_kernel(const pyllm_model *m, int k) {
+    for (int i = 0; i <= k; i++)
+        if (!m->kernel_names[i]) return NULL;
+    return k < 0 ? NULL : m->kernel_names[k];
+}
+
+int pyllm_engine_plan(const pyllm_gguf *g, const char *text, int64_t len, const pyllm_engine_params *p, int64_t *kv_bytes,
+                      int64_t *activation_bytes, pyllm_error *err) {
+    tape t;
+    TRY(tape_parse(text, len, g, &t, err));
+    int rc = engine_plan(&t, p, kv_bytes, activation_bytes, err);
+    tape_free(&t);
+    return rc;
+}
+int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out, pyllm_error *err) {
+    NEED(m && p && out, "engine_new: model, parameters and out must not be NULL");
+    return engine_new(m, p, out, err);
+}
+void pyllm_engine_free(pyllm_engine *e) { engine_free(e); }
+int32_t pyllm_seq_new(pyllm_engine *e, pyllm_error *err) { return seq_new(e, err); }
+void pyllm_seq_free(pyllm_engine *e, int32_t seq) { seq_free(e, seq); }
+int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq) { return seq_length(e, seq); }
+int pyllm_seq_truncate(pyllm_engine *e, int32_t seq, int64_t n, pyllm_error *err) { return seq_truncate(e, seq, n, err); }
+int64_t pyllm_engine_free_positions(const pyllm_engine *e) { return engine_free_positions(e); }
+int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
+               const volatile int32_t *cancel, pyllm_error *err) {
+    NEED(e && tokens && seqs, "step: engine, tokens and seqs must not be NULL");
+    COMPUTE(int, engine_step(e, n_rows, tokens, seqs, want, logits, cancel, err));
+}
+int64_t pyllm_seq_save(const pyllm_engine *e, int32_t seq, void *out, int64_t max, pyllm_error *err) { return seq_save(e, seq, out, max, err); }
+int pyllm_seq_restore(pyllm_engine *e, int32_t seq, const void *data, int64_t n, pyllm_error *err) { return seq_restore(e, seq, data, n, err); }
+
+/* ---- sampling ---- */
+
+void pyllm_sampling_defaults(pyllm_sampling *s) { sampling_defaults(s); }
+int pyllm_sampler_new(int32_t n_vocab, const pyllm_sampling *s, const pyllm_logprob *bias, int32_t n_bias, const int32_t *breakers,
+                      int32_t n_breakers, pyllm_sampler **out, pyllm_error *err) {
+    return sampler_new(n_vocab, s, bias, n_bias, breakers, n_breakers, out, err);
+}
+void pyllm_sampler_free(pyllm_sampler *s) { sampler_free(s); }
+int pyllm_sampler_accept(pyllm_sampler *s, const int32_t *ids, int64_t n, pyllm_error *err) { return sampler_accept(s, ids, n, err); }
+int pyllm_sampler_sample(pyllm_sampler *s, const float *logits, int64_t position, int32_t *id, pyllm_logprob *top, int32_t n_top,
+                         pyllm_error *err) {
+    COMPUTE(int, sampler_sample(s, logits, position, id, top, n_top, err));
+}

@@ -1,0 +1,235 @@
+#include "engine.h"
+
+#include "../base/alloc.h"
+
+#include <string.h>
+
+/* ---- creation --------------------------------------------------------------------------------------------------------- */
+
+static int check_params(const pyllm_engine_params *p, pyllm_error *err) {
+    if (p->n_threads < 1 || p->n_threads > 1024) return err_set(err, PYLLM_ERR_ARG, "n_threads is %d, must be 1 to 1024", p->n_threads);
+    if (p->kv_type < 0 || p->kv_type >= KV_TYPES) return err_set(err, PYLLM_ERR_ARG, "kv_type %d does not exist", p->kv_type);
+    if (p->max_rows < 1 || p->max_rows > 65536) return err_set(err, PYLLM_ERR_ARG, "max_rows is %d, must be 1 to 65536", p->max_rows);
+    if (p->max_logits < 1 || p->max_logits > p->max_rows) return err_set(err, PYLLM_ERR_ARG, "max_logits is %d, must be 1 to max_rows", p->max_logits);
+    if (p->max_seqs < 1 || p->max_seqs > 65536) return err_set(err, PYLLM_ERR_ARG, "max_seqs is %d, must be 1 to 65536", p->max_seqs);
+    if (p->n_positions < 1 || p->n_positions > (1 << 24))
+        return err_set(err, PYLLM_ERR_ARG, "n_positions is %lld, must be 1 to %d", (long long)p->n_positions, 1 << 24);
+    return 0;
+}
+
+/* Sizes of everything besides pages: activations, quantized inputs, scratch, attention states. */
+typedef struct sizes { size_t act[2], scratch, activations; int64_t states; } sizes;
+
+static int measure(tape *t, const pyllm_engine_params *p, sizes *z, pyllm_error *err) {
+    memset(z, 0, sizeof *z);
+    int64_t floats = tape_plan(t, p->max_rows, p->max_logits);
+    if (floats < 0) return err_set(err, PYLLM_ERR_UNSUPPORTED, "the tape keeps too many values alive at once");
+    z->activations = (size_t)floats * sizeof(float) + 256;
+    for (int32_t i = 0; i < t->n_steps; i++) {
+        const step *s = &t->steps[i];
+        size_t scratch = op_scratch_bytes(t->weights, s);
+        if (scratch > z->scratch) z->scratch = scratch;
+        for (int32_t w = 0; w < s->p[0].n && (!strcmp(s->op->name, "linear") || !strcmp(s->op->name, "gated")); w++) {
+            const weight *x = &t->weights[s->p[0].id[w]];
+            int act = qtype_get(x->type)->act;
+            size_t rows = (size_t)(t->values[s->in[0]].late ? p->max_logits : p->max_rows), panels = (rows + PANEL - 1) / PANEL;
+            size_t bytes = panels * act_panel_bytes(x->k, PANEL);
+            if (act > 1 && bytes > z->act[act == 256]) z->act[act == 256] = bytes;
+        }
+        int64_t states = strcmp(s->op->name, "attn") ? 0 : attn_states_floats(s, p->n_positions, p->max_rows);
+        if (states > z->states) z->states = states;
+    }
+    z->scratch = (z->scratch + 4095) / 4096 * 4096;
+    return 0;
+}
+
+int engine_plan(const tape *t, const pyllm_engine_params *p, int64_t *kv, int64_t *act, pyllm_error *err) {
+    TRY(check_params(p, err));
+    tape copy = *t;
+    sizes z;
+    int32_t n_groups;
+    kv_layer *layers = mem_array((size_t)t->n_layers + 1, sizeof *layers);
+    kv_group *groups = mem_array((size_t)t->n_layers + 1, sizeof *groups);
+    int rc = layers && groups ? kv_layout(t, p, layers, groups, &n_groups, err) : err_set(err, PYLLM_ERR_MEMORY, "out of memory while planning");
+    if (!rc) rc = measure(&copy, p, &z, err);
+    if (!rc) {
+        *kv = 0;
+        for (int32_t g = 0; g < n_groups; g++) *kv += (int64_t)groups[g].page_bytes * groups[g].n_pages;
+        *act = (int64_t)(z.activations + z.act[0] + z.act[1] + z.scratch * (size_t)p->n_threads) + z.states * 4;
+    }
+    mem_free(layers);
+    mem_free(groups);
+    return rc;
+}
+
+static int alloc_groups(pyllm_engine *e) {
+    for (int32_t g = 0; g < e->n_groups; g++) {
+        kv_group *k = &e->groups[g];
+        k->pool = mem_map(k->page_bytes * (size_t)k->n_pages);
+        k->free_pages = mem_array((size_t)k->n_pages, sizeof *k->free_pages);
+        if (!k->pool || !k->free_pages) return -1;
+        for (int32_t i = 0; i < k->n_pages; i++) k->free_pages[k->n_free++] = k->n_pages - 1 - i;
+    }
+    return 0;
+}
+
+static int alloc_sequences(pyllm_engine *e) {
+    size_t n = (size_t)e->params.max_seqs, groups = (size_t)e->n_groups, pages = (size_t)e->max_pages;
+    e->seqs = mem_array(n, sizeof *e->seqs);
+    int64_t *freed = mem_array(n * groups, sizeof *freed);
+    int32_t **tables = mem_array(n * groups, sizeof *tables);
+    int32_t *entries = mem_map(n * groups * pages * sizeof *entries);    /* mostly untouched */
+    if (!e->seqs || !freed || !tables || !entries) {
+        mem_free(freed);
+        mem_free(tables);
+        mem_unmap(entries, n * groups * pages * sizeof *entries);
+        return -1;
+    }
+    for (size_t i = 0; i < n * groups; i++) tables[i] = entries + i * pages;
+    for (size_t i = 0; i < n; i++) {
+        e->seqs[i].freed = freed + i * groups;
+        e->seqs[i].pages = tables + i * groups;
+    }
+    return 0;
+}
+
+static int alloc_all(pyllm_engine *e, const sizes *z) {
+    const pyllm_engine_params *p = &e->params;
+    e->activation_bytes = z->activations;
+    e->scratch_bytes = z->scratch;
+    e->states_floats = z->states;
+    e->activations = mem_map(z->activations);
+    e->scratch = mem_map(z->scratch * (size_t)p->n_threads + 64);
+    e->states = mem_alloc((size_t)z->states * sizeof(float) + 64);
+    for (int i = 0; i < 2; i++) {
+        e->act_bytes[i] = z->act[i] + 64;
+        e->act[i] = mem_map(e->act_bytes[i]);
+    }
+    e->pos = mem_array((size_t)p->max_rows, sizeof *e->pos);
+    e->logit_rows = mem_array((size_t)p->max_rows, sizeof *e->logit_rows);
+    e->runs = mem_array((size_t)p->max_rows, sizeof *e->runs);
+    e->pool = pool_new(p->n_threads);
+    return e->activations && e->scratch && e->states && e->act[0] && e->act[1] && e->pos && e->logit_rows && e->runs && e->pool &&
+           !alloc_groups(e) && !alloc_sequences(e) ? 0 : -1;
+}
+
+int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out, pyllm_error *err) {
+    *out = NULL;
+    TRY(check_params(p, err));
+    pyllm_engine *e = mem_zalloc(sizeof *e);
+    if (!e) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while making an engine");
+    e->m = m;
+    e->params = *p;
+    e->max_pages = (p->n_positions + PAGE - 1) / PAGE;
+    e->plan = m->t;
+    e->plan.values = mem_array((size_t)m->t.n_values, sizeof *e->plan.values);
+    e->layers = mem_array((size_t)m->t.n_layers + 1, sizeof *e->layers);
+    e->groups = mem_array((size_t)m->t.n_layers + 1, sizeof *e->groups);
+    sizes z;
+    int rc = 0;
+    if (!e->plan.values || !e->layers || !e->groups) {
+        rc = err_set(err, PYLLM_ERR_MEMORY, "out of memory while making an engine");
+    } else {
+        memcpy(e->plan.values, m->t.values, sizeof *e->plan.values * (size_t)m->t.n_values);
+        rc = kv_layout(&e->plan, p, e->layers, e->groups, &e->n_groups, err);
+        if (!rc) rc = measure(&e->plan, p, &z, err);
+        if (!rc && alloc_all(e, &z))
+            rc = err_set(err, PYLLM_ERR_MEMORY, "out of memory or threads for an engine of %lld positions and %d threads\n"
+                         "hint: a smaller context (ctx) or a smaller KV type needs less", (long long)p->n_positions, p->n_threads);
+    }
+    if (rc) engine_free(e);
+    else *out = e;
+    return rc;
+}
+
+void engine_free(pyllm_engine *e) {
+    if (!e) return;
+    pool_free(e->pool);
+    for (int32_t g = 0; g < e->n_groups; g++) {
+        mem_unmap(e->groups[g].pool, e->groups[g].page_bytes * (size_t)e->groups[g].n_pages);
+        mem_free(e->groups[g].free_pages);
+    }
+    if (e->seqs && e->seqs[0].pages) {
+        mem_unmap(e->seqs[0].pages[0], (size_t)e->params.max_seqs * (size_t)e->n_groups * (size_t)e->max_pages * sizeof(int32_t));
+        mem_free(e->seqs[0].pages);
+        mem_free(e->seqs[0].freed);
+    }
+    mem_free(e->seqs);
+    mem_unmap(e->activations, e->activation_bytes);
+    mem_unmap(e->scratch, e->scratch_bytes * (size_t)e->params.n_threads + 64);
+    mem_free(e->states);
+    for (int i = 0; i < 2; i++) mem_unmap(e->act[i], e->act_bytes[i]);
+    mem_free(e->pos);
+    mem_free(e->logit_rows);
+    mem_free(e->runs);
+    mem_free(e->layers);
+    mem_free(e->groups);
+    mem_free(e->plan.values);
+    mem_free(e);
+}
+
+/* ---- one step ------------------------------------------------------------------------------------------------------------ */
+
+static int check_rows(const pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t *seqs, pyllm_error *err) {
+    if (n < 1 || n > e->params.max_rows) return err_set(err, PYLLM_ERR_ARG, "%d rows, this engine takes 1 to %d", n, e->params.max_rows);
+    for (int32_t r = 0; r < n; r++) {
+        if (tokens[r] < 0 || tokens[r] >= e->m->t.n_vocab)
+            return err_set(err, PYLLM_ERR_ARG, "token id %d in row %d is not in the vocabulary of %lld", tokens[r], r, (long long)e->m->t.n_vocab);
+        if (seqs[r] < 0 || seqs[r] >= e->params.max_seqs || !e->seqs[seqs[r]].alive)
+            return err_set(err, PYLLM_ERR_ARG, "row %d names sequence %d, which does not exist", r, seqs[r]);
+    }
+    return 0;
+}
+
+/* Takes pages and sets positions, run by run (consecutive rows of one sequence). On error the lengths are what they were and no page is
+   kept. A sequence's length already counts the rows of its earlier runs while later ones are placed. */
+static int place_rows(pyllm_engine *e, int32_t n, const int32_t *seqs, int32_t *n_runs, pyllm_error *err) {
+    *n_runs = 0;
+    for (int32_t r = 0; r < n;) {
+        sequence *s = &e->seqs[seqs[r]];
+        int32_t end = r + 1;
+        while (end < n && seqs[end] == seqs[r]) end++;
+        TRY(kv_reserve(e, s, end - r, err));
+        e->runs[(*n_runs)++] = (run){.row = r, .n = end - r, .pos = s->length, .pages = (const int32_t *const *)s->pages};
+        for (; r < end; r++) e->pos[r] = s->length++;
+    }
+    return 0;
+}
+
+static void undo(pyllm_engine *e, const int32_t *seqs, int32_t n_runs) {
+    for (int32_t i = n_runs - 1; i >= 0; i--) {
+        sequence *s = &e->seqs[seqs[e->runs[i].row]];
+        kv_release_from(e, s, e->runs[i].pos, s->length);
+        s->length = e->runs[i].pos;
+    }
+}
+
+int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
+                const volatile int32_t *cancel, pyllm_error *err) {
+    pyllm_error local;
+    if (!err) err = &local;
+    err->code = 0;
+    TRY(check_rows(e, n, tokens, seqs, err));
+    int32_t n_logits = 0, n_runs;
+    for (int32_t r = 0; r < n; r++)
+        if (want && want[r]) e->logit_rows[n_logits++] = r;
+    if (n_logits > e->params.max_logits) return err_set(err, PYLLM_ERR_ARG, "logits of %d rows, this engine gives at most %d", n_logits, e->params.max_logits);
+    int rc = place_rows(e, n, seqs, &n_runs, err);
+    batch b = {.n_rows = n, .n_logits = n_logits, .n_runs = n_runs, .tokens = tokens, .pos = e->pos, .logit_rows = e->logit_rows, .runs = e->runs};
+    op_ctx c = {.k = e->m->k, .pool = e->pool, .cancel = cancel, .weights = e->m->t.weights, .values = e->plan.values, .tables = e->m->t.tables,
+                .activations = e->activations, .logits = logits, .b = &b, .kv_type = e->params.kv_type, .layers = e->layers, .groups = e->groups,
+                .file = e->m->file, .act = {e->act[0], e->act[1]}, .scratch = e->scratch, .scratch_bytes = e->scratch_bytes,
+                .states = e->states, .states_floats = e->states_floats, .err = err};
+    for (int32_t i = 0; i < e->m->t.n_steps && !rc; i++) {
+        const step *s = &e->m->t.steps[i];
+        if (!n_logits && e->plan.values[s->out[0]].late) break;
+        rc = s->op->run(&c, s);
+        if (!rc && cancel && *cancel) rc = err_set(err, PYLLM_ERR_CANCELLED, "the step was cancelled; its sequences are as before it");
+    }
+    if (rc) {
+        undo(e, seqs, n_runs);
+        return rc;
+    }
+    for (int32_t i = 0; i < n_runs; i++) kv_release_behind(e, &e->seqs[seqs[e->runs[i].row]]);
+    return 0;
+}

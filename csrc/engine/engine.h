@@ -1,0 +1,60 @@
+/* The engine: sequences over a paged KV cache, run in ragged batches. All memory is taken at creation. */
+#ifndef PYLLM_ENGINE_ENGINE_H
+#define PYLLM_ENGINE_ENGINE_H
+#include "model.h"
+
+typedef struct sequence {
+    int alive;
+    int64_t length;             /* tokens stored */
+    int64_t *freed;             /* [groups] pages before this index went back behind the window */
+    int32_t **pages;            /* [groups][max pages]: page of the group's pool, by position/PAGE */
+} sequence;
+
+struct pyllm_engine {
+    pyllm_model *m;
+    pyllm_engine_params params;
+    pool *pool;
+    kv_layer *layers;           /* [n_layers] */
+    kv_group *groups;           /* [n_groups] */
+    int32_t n_groups;
+    int64_t max_pages;          /* of one sequence */
+    sequence *seqs;             /* [max_seqs] */
+    float *activations;
+    size_t activation_bytes;
+    act_unit *act[2];
+    size_t act_bytes[2];
+    uint8_t *scratch;
+    size_t scratch_bytes;
+    float *states;
+    int64_t states_floats;
+    /* one batch */
+    int64_t *pos;
+    int32_t *logit_rows;
+    run *runs;
+    tape plan;                  /* the model's tape with this engine's activation offsets (values are its own) */
+};
+
+int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out, pyllm_error *err);
+void engine_free(pyllm_engine *e);
+int engine_plan(const tape *t, const pyllm_engine_params *p, int64_t *kv, int64_t *act, pyllm_error *err);
+int32_t seq_new(pyllm_engine *e, pyllm_error *err);
+void seq_free(pyllm_engine *e, int32_t s);
+int64_t seq_length(const pyllm_engine *e, int32_t s);
+int seq_truncate(pyllm_engine *e, int32_t s, int64_t n, pyllm_error *err);
+int64_t engine_free_positions(const pyllm_engine *e);
+int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
+                const volatile int32_t *cancel, pyllm_error *err);
+int64_t seq_save(const pyllm_engine *e, int32_t s, void *out, int64_t max, pyllm_error *err);
+int seq_restore(pyllm_engine *e, int32_t s, const void *data, int64_t n, pyllm_error *err);
+
+/* kv.c */
+int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, int32_t *n_groups, pyllm_error *err);
+/* Pages for positions [length, length + n) of a sequence in every group, or PYLLM_ERR_FULL and no change. */
+int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, pyllm_error *err);
+/* Gives pages of positions >= n back (those that kv_reserve took for a step that did not happen, or after a truncation). */
+void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end);
+/* Gives back the pages that no later position of a windowed group can see. */
+void kv_release_behind(pyllm_engine *e, sequence *s);
+/* Index of the first page that the next position still sees in a group. */
+int64_t kv_first_page(const kv_group *g, int64_t length);
+#endif

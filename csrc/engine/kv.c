@@ -1,0 +1,127 @@
+/* The page pool. Layers with the same window form a group; a page holds 16 positions of all its layers. */
+#include "engine.h"
+
+#include "../base/alloc.h"
+
+#include <string.h>
+
+enum { P_LAYER, P_HEADS, P_KV_HEADS, P_DIM, P_SCALE, P_WINDOW };     /* attn's parameters (ops.def) */
+
+int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, int32_t *n_groups, pyllm_error *err) {
+    *n_groups = 0;
+    int64_t all = (p->n_positions + PAGE - 1) / PAGE + p->max_seqs;     /* every sequence may end in a partial page */
+    for (int32_t l = 0; l < t->n_layers; l++) {
+        const step *s = &t->steps[t->attn_step[l]];
+        int64_t window = s->p[P_WINDOW].i[0];
+        int32_t g = 0, dim = (int32_t)s->p[P_DIM].i[0];
+        if (p->kv_type == KV_Q8_0 && dim % 32)
+            return err_set(err, PYLLM_ERR_UNSUPPORTED, "kv q8_0 needs attention heads of a multiple of 32 values, these have %d\nhint: use kv f16", dim);
+        while (g < *n_groups && groups[g].window != window) g++;
+        if (g == *n_groups) {
+            groups[g] = (kv_group){.window = window};
+            ++*n_groups;
+        }
+        kv_layer *k = &layers[l];
+        *k = (kv_layer){.group = g, .kv_heads = (int32_t)s->p[P_KV_HEADS].i[0], .dim = dim, .offset = groups[g].page_bytes};
+        k->k_bytes = k->v_bytes = kv_page_bytes(p->kv_type, dim);
+        groups[g].page_bytes += (k->k_bytes + k->v_bytes) * (size_t)k->kv_heads;
+    }
+    for (int32_t g = 0; g < *n_groups; g++) {
+        int64_t n = all;
+        if (groups[g].window) {         /* a step may run the whole batch before pages behind the window go back */
+            int64_t live = ((groups[g].window + PAGE - 1) / PAGE + 2) * p->max_seqs + (p->max_rows + PAGE - 1) / PAGE + 1;
+            if (live < n) n = live;
+        }
+        if (n > INT32_MAX) return err_set(err, PYLLM_ERR_ARG, "%lld pages are more than the cache can number", (long long)n);
+        groups[g].n_pages = (int32_t)n;
+    }
+    return 0;
+}
+
+int64_t kv_first_page(const kv_group *g, int64_t length) {
+    int64_t first = g->window ? length - g->window + 1 : 0;
+    return first > 0 ? first / PAGE : 0;
+}
+
+int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, pyllm_error *err) {
+    int64_t begin = (s->length + PAGE - 1) / PAGE, end = (s->length + n + PAGE - 1) / PAGE;
+    if (end > e->max_pages)
+        return err_set(err, PYLLM_ERR_FULL, "a sequence of %lld tokens does not fit in a cache of %lld positions", (long long)(s->length + n),
+                       (long long)(e->max_pages * PAGE));
+    for (int32_t g = 0; g < e->n_groups; g++)
+        if (e->groups[g].n_free < end - begin)
+            return err_set(err, PYLLM_ERR_FULL, "%lld more tokens need %lld cache pages, %d are free", (long long)n, (long long)(end - begin),
+                           e->groups[g].n_free);
+    for (int32_t g = 0; g < e->n_groups; g++)
+        for (int64_t p = begin; p < end; p++) s->pages[g][p] = e->groups[g].free_pages[--e->groups[g].n_free];
+    return 0;
+}
+
+static void give_back(kv_group *g, int32_t *page) {
+    if (*page < 0) return;
+    g->free_pages[g->n_free++] = *page;
+    *page = -1;
+}
+
+void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end) {
+    for (int32_t g = 0; g < e->n_groups; g++)
+        for (int64_t p = (end + PAGE - 1) / PAGE - 1; p >= (n + PAGE - 1) / PAGE; p--) give_back(&e->groups[g], &s->pages[g][p]);
+}
+
+void kv_release_behind(pyllm_engine *e, sequence *s) {
+    for (int32_t g = 0; g < e->n_groups; g++)
+        for (int64_t first = kv_first_page(&e->groups[g], s->length); s->freed[g] < first; s->freed[g]++)
+            give_back(&e->groups[g], &s->pages[g][s->freed[g]]);
+}
+
+int64_t engine_free_positions(const pyllm_engine *e) {
+    int64_t least = INT64_MAX;
+    for (int32_t g = 0; g < e->n_groups; g++)
+        if (!e->groups[g].window && e->groups[g].n_free < least) least = e->groups[g].n_free;
+    for (int32_t g = 0; g < e->n_groups && least == INT64_MAX; g++) least = e->groups[g].n_free;
+    return least * PAGE;
+}
+
+/* ---- sequences ------------------------------------------------------------------------------------------------------ */
+
+static sequence *seq_get(const pyllm_engine *e, int32_t s) {
+    return s >= 0 && s < e->params.max_seqs && e->seqs[s].alive ? &e->seqs[s] : NULL;
+}
+
+int32_t seq_new(pyllm_engine *e, pyllm_error *err) {
+    for (int32_t i = 0; i < e->params.max_seqs; i++) {
+        sequence *s = &e->seqs[i];
+        if (s->alive) continue;
+        s->alive = 1;
+        s->length = 0;
+        memset(s->freed, 0, sizeof *s->freed * (size_t)e->n_groups);
+        return i;
+    }
+    return err_set(err, PYLLM_ERR_FULL, "%d sequences are alive, the most that this engine holds", e->params.max_seqs);
+}
+
+void seq_free(pyllm_engine *e, int32_t id) {
+    sequence *s = seq_get(e, id);
+    if (!s) return;
+    kv_release_from(e, s, 0, s->length);
+    s->alive = 0;
+    s->length = 0;
+}
+
+int64_t seq_length(const pyllm_engine *e, int32_t id) {
+    const sequence *s = seq_get(e, id);
+    return s ? s->length : -1;
+}
+
+int seq_truncate(pyllm_engine *e, int32_t id, int64_t n, pyllm_error *err) {
+    sequence *s = seq_get(e, id);
+    if (!s || n < 0 || n > s->length) return err_set(err, PYLLM_ERR_ARG, "sequence %d cannot be cut to %lld tokens", id, (long long)n);
+    for (int32_t g = 0; g < e->n_groups && n; g++)
+        if (kv_first_page(&e->groups[g], n) < s->freed[g])
+            return err_set(err, PYLLM_ERR_ARG, "sequence %d cannot be cut to %lld of %lld tokens: pages behind the window of %lld are gone\n"
+                           "hint: cut to 0 and run the tokens again", id, (long long)n, (long long)s->length, (long long)e->groups[g].window);
+    kv_release_from(e, s, n, s->length);
+    s->length = n;
+    if (!n) memset(s->freed, 0, sizeof *s->freed * (size_t)e->n_groups);
+    return 0;
+}

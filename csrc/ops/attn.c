@@ -1,0 +1,244 @@
+/* Attention over the paged KV cache: store K and V of the batch's rows, then attend.
+ *
+ * Queries are taken in tiles: consecutive rows of one sequence times the heads that share a kv head. Every tile sees its positions in
+ * chunks of 256 at absolute multiples of 256 (kernels.h); chunk states merge in chunk order. With many rows one work item is a tile
+ * with all its chunks; with few rows an item is one chunk of a tile, and a second pass merges. Both compute the same numbers. */
+#include "ops.h"
+
+#include <string.h>
+
+enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP };
+enum { CHUNK_PAGES = CHUNK / PAGE, SPLIT_ROWS = 16 };
+
+int check_attn(const op_check *c, step *s) {
+    int64_t heads = s->p[ATTN_HEADS].i[0], kv = s->p[ATTN_KV_HEADS].i[0], dim = s->p[ATTN_DIM].i[0];
+    if (heads < 1 || kv < 1 || heads > 65536 || heads % kv || heads / kv > ATTN_MAX)
+        return op_fail(c, s, "%lld heads cannot share %lld kv heads", (long long)heads, (long long)kv);
+    if (dim < 16 || dim % 16 || dim > 1024)
+        return err_set(c->err, PYLLM_ERR_UNSUPPORTED, "attention heads of %lld values: only multiples of 16 up to 1024 can run", (long long)dim);
+    if (s->p[ATTN_WINDOW].i[0] < 0) return op_fail(c, s, "window is negative");
+    for (int i = 0; i < 3; i++)
+        if (c->values[s->in[i]].width != (i ? kv : heads) * dim || c->values[s->in[i]].late)
+            return op_fail(c, s, "input %d has width %lld", i, (long long)c->values[s->in[i]].width);
+    c->values[s->out[0]].width = heads * dim;
+    return 0;
+}
+
+/* One tile: rows [row, row + n) of the batch, positions pos.. of one sequence. */
+typedef struct tile {
+    const int32_t *const *pages;
+    int64_t pos, first, last;   /* first and last visible chunk */
+    int32_t row, n;
+} tile;
+
+typedef struct attn_job {
+    const op_ctx *c;
+    const kv_layer *layer;
+    const kv_group *group;
+    const float *q, *k, *v;
+    float *o;
+    float scale, softcap;
+    int heads, kv_heads, dim, tile_rows;
+    int64_t splits;             /* most chunks a tile has (split mode), else 0 */
+    int64_t state_floats;       /* of one (tile, kv head, chunk) */
+} attn_job;
+
+static uint8_t *page_at(const attn_job *j, int32_t page, int kv_head) {
+    return j->group->pool + (size_t)page * j->group->page_bytes + j->layer->offset +
+           (size_t)kv_head * (j->layer->k_bytes + j->layer->v_bytes);
+}
+
+static void store_row(void *ctx, int64_t item, int worker) {
+    (void)worker;
+    const attn_job *j = ctx;
+    const batch *b = j->c->b;
+    int32_t r = 0;
+    while (item >= b->runs[r].row + b->runs[r].n) r++;
+    const run *u = &b->runs[r];
+    int64_t pos = u->pos + (item - u->row);
+    int32_t page = u->pages[j->layer->group][pos / PAGE];
+    for (int h = 0; h < j->kv_heads; h++) {
+        uint8_t *p = page_at(j, page, h);
+        int64_t at = (item * j->kv_heads + h) * j->dim;
+        j->c->k->kv_store_k[j->c->kv_type](j->k + at, j->dim, p, (int)(pos % PAGE));
+        j->c->k->kv_store_v[j->c->kv_type](j->v + at, j->dim, p + j->layer->k_bytes, (int)(pos % PAGE));
+    }
+}
+
+/* The i-th tile of the batch; tiles never cross runs. Returns 0 past the last. */
+static int tile_get(const attn_job *j, int64_t i, tile *t) {
+    const batch *b = j->c->b;
+    for (int32_t r = 0; r < b->n_runs; r++) {
+        const run *u = &b->runs[r];
+        int64_t tiles = (u->n + j->tile_rows - 1) / j->tile_rows;
+        if (i >= tiles) {
+            i -= tiles;
+            continue;
+        }
+        int32_t at = (int32_t)i * j->tile_rows;
+        t->pages = u->pages;
+        t->row = u->row + at;
+        t->n = u->n - at < j->tile_rows ? u->n - at : j->tile_rows;
+        t->pos = u->pos + at;
+        int64_t lo = j->group->window && t->pos - j->group->window + 1 > 0 ? t->pos - j->group->window + 1 : 0;
+        t->first = lo / CHUNK;
+        t->last = (t->pos + t->n - 1) / CHUNK;
+        return 1;
+    }
+    return 0;
+}
+
+static int64_t tile_count(const attn_job *j) {
+    int64_t n = 0;
+    for (int32_t r = 0; r < j->c->b->n_runs; r++) n += (j->c->b->runs[r].n + j->tile_rows - 1) / j->tile_rows;
+    return n;
+}
+
+/* States of one chunk for the rows of a tile that see it: rows [*r0, *r0 + count). Returns count. m, l, o are indexed from row *r0. */
+static int chunk_states(const attn_job *j, const tile *t, int64_t chunk, int kv_head, int worker, int *r0, float *m, float *l, float *o) {
+    const uint8_t *k_pages[CHUNK_PAGES] = {0}, *v_pages[CHUNK_PAGES] = {0};
+    int16_t lo[ATTN_MAX], hi[ATTN_MAX];
+    int group = j->heads / j->kv_heads, first = -1, count = 0, low = CHUNK, high = 0;
+    int64_t base = chunk * CHUNK;
+    for (int i = 0; i < t->n; i++) {
+        int64_t p = t->pos + i, begin = j->group->window && p - j->group->window + 1 > 0 ? p - j->group->window + 1 : 0;
+        int64_t a = begin > base ? begin - base : 0, e = p + 1 - base < CHUNK ? p + 1 - base : CHUNK;
+        if (a >= e) continue;           /* rows that see the chunk are consecutive */
+        if (first < 0) first = i;
+        lo[count] = (int16_t)a;
+        hi[count++] = (int16_t)e;
+        if (a < low) low = (int)a;
+        if (e > high) high = (int)e;
+    }
+    if (!count) return 0;
+    for (int p = low / PAGE; p * PAGE < high; p++) {
+        k_pages[p] = page_at(j, t->pages[j->layer->group][chunk * CHUNK_PAGES + p], kv_head);
+        v_pages[p] = k_pages[p] + j->layer->k_bytes;
+    }
+    int64_t ld = (int64_t)j->heads * j->dim;
+    attn_args a = {.q = j->q + (t->row + first) * ld + (int64_t)kv_head * group * j->dim, .ldq = ld, .rows = count, .group = group,
+                   .dim = j->dim, .scale = j->scale, .softcap = j->softcap, .k_pages = k_pages, .v_pages = v_pages, .lo = lo, .hi = hi,
+                   .m = m, .l = l, .o = o, .scratch = j->c->scratch + (size_t)worker * j->c->scratch_bytes};
+    j->c->k->attn_chunk[j->c->kv_type](&a);
+    *r0 = first;
+    return count;
+}
+
+static void finish(const attn_job *j, const tile *t, int kv_head, const float *l, const float *o) {
+    int group = j->heads / j->kv_heads;
+    for (int i = 0; i < t->n; i++)
+        for (int h = 0; h < group; h++) {
+            int s = i * group + h;
+            j->c->k->attn_finish(o + (int64_t)s * j->dim, l[s],
+                                 j->o + ((int64_t)(t->row + i) * j->heads + (int64_t)kv_head * group + h) * j->dim, j->dim);
+        }
+}
+
+/* Whole tiles: chunk after chunk, merged at once. State and chunk buffers live in the worker's scratch behind the kernel's part. */
+static void tile_item(void *ctx, int64_t item, int worker) {
+    const attn_job *j = ctx;
+    tile t;
+    int kv_head = (int)(item % j->kv_heads), group = j->heads / j->kv_heads;
+    if (!tile_get(j, item / j->kv_heads, &t)) return;
+    float *m0 = (float *)(j->c->scratch + (size_t)worker * j->c->scratch_bytes + attn_scratch_bytes(j->dim));
+    float *l0 = m0 + ATTN_MAX, *m1 = l0 + ATTN_MAX, *l1 = m1 + ATTN_MAX, *o0 = l1 + ATTN_MAX, *o1 = o0 + (int64_t)ATTN_MAX * j->dim;
+    uint8_t begun[ATTN_MAX] = {0};
+    for (int64_t chunk = t.first; chunk <= t.last; chunk++) {
+        int r0, rows = chunk_states(j, &t, chunk, kv_head, worker, &r0, m1, l1, o1);
+        for (int64_t s = 0; s < (int64_t)rows * group; s++) {
+            int64_t d = r0 * group + s;
+            if (begun[d]) {
+                j->c->k->attn_merge(&m0[d], &l0[d], o0 + d * j->dim, m1[s], l1[s], o1 + s * j->dim, j->dim);
+            } else {
+                begun[d] = 1;
+                m0[d] = m1[s];
+                l0[d] = l1[s];
+                memcpy(o0 + d * j->dim, o1 + s * j->dim, (size_t)j->dim * 4);
+            }
+        }
+    }
+    finish(j, &t, kv_head, l0, o0);
+}
+
+/* Split mode: one item is one chunk of a tile; states land at [(tile*kv_heads + kv head)*splits + chunk - first]. */
+static float *split_state(const attn_job *j, int64_t tile_head, int64_t split) {
+    return j->c->states + (tile_head * j->splits + split) * j->state_floats;
+}
+
+static void split_item(void *ctx, int64_t item, int worker) {
+    const attn_job *j = ctx;
+    tile t;
+    int64_t split = item % j->splits, tile_head = item / j->splits;
+    if (!tile_get(j, tile_head / j->kv_heads, &t) || t.first + split > t.last) return;
+    float *m = split_state(j, tile_head, split), *l = m + ATTN_MAX, *o = l + ATTN_MAX;
+    int r0 = 0, rows = chunk_states(j, &t, t.first + split, (int)(tile_head % j->kv_heads), worker, &r0, m, l, o);
+    ((int32_t *)(m + j->state_floats - 2))[0] = r0;
+    ((int32_t *)(m + j->state_floats - 2))[1] = rows;
+}
+
+static void merge_item(void *ctx, int64_t tile_head, int worker) {
+    const attn_job *j = ctx;
+    tile t;
+    int kv_head = (int)(tile_head % j->kv_heads), group = j->heads / j->kv_heads;
+    if (!tile_get(j, tile_head / j->kv_heads, &t)) return;
+    float *l0 = (float *)(j->c->scratch + (size_t)worker * j->c->scratch_bytes), *m0 = l0 + ATTN_MAX, *o0 = m0 + ATTN_MAX;
+    uint8_t begun[ATTN_MAX] = {0};
+    for (int64_t split = 0; split <= t.last - t.first; split++) {
+        const float *m = split_state(j, tile_head, split), *l = m + ATTN_MAX, *o = l + ATTN_MAX;
+        int r0 = ((const int32_t *)(m + j->state_floats - 2))[0], rows = ((const int32_t *)(m + j->state_floats - 2))[1];
+        for (int s = 0; s < rows * group; s++) {
+            int d = r0 * group + s;
+            if (begun[d]) {
+                j->c->k->attn_merge(&m0[d], &l0[d], o0 + (int64_t)d * j->dim, m[s], l[s], o + (int64_t)s * j->dim, j->dim);
+            } else {
+                begun[d] = 1;
+                m0[d] = m[s];
+                l0[d] = l[s];
+                memcpy(o0 + (int64_t)d * j->dim, o + (int64_t)s * j->dim, (size_t)j->dim * 4);
+            }
+        }
+    }
+    finish(j, &t, kv_head, l0, o0);
+}
+
+static int64_t split_state_floats(int group, int dim, int rows) { return 2 * ATTN_MAX + (int64_t)rows * group * dim + 2; }
+
+int64_t attn_states_floats(const step *s, int64_t n_positions, int32_t max_rows) {
+    int64_t heads = s->p[ATTN_HEADS].i[0], kv = s->p[ATTN_KV_HEADS].i[0], dim = s->p[ATTN_DIM].i[0];
+    int64_t chunks = n_positions / CHUNK + 2, rows = max_rows < SPLIT_ROWS ? max_rows : SPLIT_ROWS;
+    int64_t cap = 64;           /* chunks of all split tiles together; longer contexts take whole tiles when many rows run at once */
+    if (chunks < cap) chunks = chunks * rows < cap ? chunks * rows : cap;
+    return chunks * kv * split_state_floats((int)(heads / kv), (int)dim, 1);
+}
+
+size_t attn_worker_bytes(const step *s) {
+    int64_t dim = s->p[ATTN_DIM].i[0];
+    return attn_scratch_bytes((int)dim) + sizeof(float) * (size_t)(ATTN_MAX * (4 + 2 * dim));
+}
+
+int run_attn(const op_ctx *c, const step *s) {
+    const kv_layer *layer = &c->layers[s->p[ATTN_LAYER].i[0]];
+    attn_job j = {.c = c, .layer = layer, .group = &c->groups[layer->group], .q = value_ptr(c, s->in[0]), .k = value_ptr(c, s->in[1]),
+                  .v = value_ptr(c, s->in[2]), .o = value_ptr(c, s->out[0]), .scale = s->p[ATTN_SCALE].f,
+                  .softcap = s->p[ATTN_SOFTCAP].f, .heads = (int)s->p[ATTN_HEADS].i[0], .kv_heads = layer->kv_heads, .dim = layer->dim};
+    int group = j.heads / j.kv_heads;
+    pool_run(c->pool, store_row, &j, c->b->n_rows, 4, c->cancel);
+
+    j.tile_rows = 1;            /* try split mode: single rows, chunks apart */
+    j.state_floats = split_state_floats(group, j.dim, 1);
+    int64_t tiles = c->b->n_rows, splits = 0;
+    if (c->b->n_rows <= SPLIT_ROWS) {
+        tile t;
+        for (int64_t i = 0; tile_get(&j, i, &t); i++)
+            if (t.last - t.first + 1 > splits) splits = t.last - t.first + 1;
+    }
+    if (splits > 1 && tiles * j.kv_heads * splits * j.state_floats <= c->states_floats) {
+        j.splits = splits;
+        pool_run(c->pool, split_item, &j, tiles * j.kv_heads * splits, 1, c->cancel);
+        if (!c->cancel || !*c->cancel) pool_run(c->pool, merge_item, &j, tiles * j.kv_heads, 1, c->cancel);
+        return 0;
+    }
+    j.tile_rows = ATTN_MAX / group < 16 ? ATTN_MAX / group : 16;
+    pool_run(c->pool, tile_item, &j, tile_count(&j) * j.kv_heads, 1, c->cancel);
+    return 0;
+}

@@ -1,0 +1,212 @@
+/* Matrix products: linear (1 to 3 matrices that share one input) and gated (act(gate x) * (up x)).
+ *
+ * The input is quantized once per block size that the weights ask for, in panels of PANEL rows. A work item is a block of output
+ * groups, small enough to stay in the L2 cache while all panels pass over it. */
+#include "ops.h"
+
+#include <string.h>
+
+enum { LINEAR_W, LINEAR_BIAS, LINEAR_ADD };
+enum { GATED_W, GATED_ACT };
+enum { BLOCK_BYTES = 128 << 10, BLOCK_GROUPS_MAX = 32 };
+
+static int check_matrices(const op_check *c, const step *s, const param *w) {
+    int64_t width = c->values[s->in[0]].width;
+    for (int i = 0; i < w->n; i++) {
+        if (w->id[i] < 0) return op_fail(c, s, "matrix %d is missing", i);
+        const weight *m = &c->weights[w->id[i]];
+        const qtype_info *t = qtype_get(m->type);
+        if (m->k != width)
+            return op_fail(c, s, "%s takes %lld values, its input has %lld", m->name, (long long)m->k, (long long)width);
+        if (!t || !t->act)
+            return err_set(c->err, PYLLM_ERR_UNSUPPORTED, "tensor %s is %s, which cannot be multiplied\n"
+                           "hint: requantize the model to a type with a matmul kernel, for example q4_k or q8_0",
+                           m->name, t ? t->name : "of an unknown type");
+    }
+    return 0;
+}
+
+int check_linear(const op_check *c, step *s) {
+    const param *w = &s->p[LINEAR_W], *bias = &s->p[LINEAR_BIAS], *add = &s->p[LINEAR_ADD];
+    TRY(check_matrices(c, s, w));
+    if (w->n != s->n_out || bias->n != s->n_out) return op_fail(c, s, "%d outputs, %d matrices, %d biases", s->n_out, w->n, bias->n);
+    for (int i = 0; i < w->n; i++) {
+        int64_t n = c->weights[w->id[i]].n;
+        c->values[s->out[i]].width = n;
+        if (bias->id[i] >= 0 && c->weights[bias->id[i]].n != n)
+            return op_fail(c, s, "bias %s has %lld values, not %lld", c->weights[bias->id[i]].name,
+                           (long long)c->weights[bias->id[i]].n, (long long)n);
+    }
+    if (add->n) {
+        const value *z = &c->values[add->id[0]];
+        if (w->n != 1 || z->width != c->values[s->out[0]].width || z->late != c->values[s->in[0]].late)
+            return op_fail(c, s, "add=%s does not have the output's shape", z->name);
+    }
+    return 0;
+}
+
+int check_gated(const op_check *c, step *s) {
+    const param *w = &s->p[GATED_W];
+    TRY(check_matrices(c, s, w));
+    if (w->n != 2 || c->weights[w->id[0]].n != c->weights[w->id[1]].n)
+        return op_fail(c, s, "gate and up must be two matrices of one shape");
+    c->values[s->out[0]].width = c->weights[w->id[0]].n;
+    return 0;
+}
+
+/* ---- quantized inputs -------------------------------------------------------------------------------------------- */
+
+typedef struct quantize_job {
+    const op_ctx *c;
+    const float *x;
+    int64_t k, rows;
+    int block;
+    act_unit *dst;
+} quantize_job;
+
+static void quantize_panel(void *ctx, int64_t item, int worker) {
+    (void)worker;
+    const quantize_job *j = ctx;
+    int64_t r = item * PANEL;
+    int m = (int)(j->rows - r < PANEL ? j->rows - r : PANEL);
+    j->c->k->quantize_act(j->x + r * j->k, j->k, m, j->k, j->block,
+                          (act_unit *)((char *)j->dst + (size_t)item * act_panel_bytes(j->k, PANEL)));
+}
+
+/* Fills c->act for every block size that the matrices need. */
+static void quantize_input(const op_ctx *c, const step *s, const param *w) {
+    const float *x = value_ptr(c, s->in[0]);
+    int64_t rows = value_rows(c, s->in[0]), k = c->values[s->in[0]].width;
+    int done[2] = {0, 0};
+    for (int i = 0; i < w->n; i++) {
+        int act = qtype_get(c->weights[w->id[i]].type)->act;
+        if (act == 1 || done[act == 256]) continue;
+        done[act == 256] = 1;
+        quantize_job j = {c, x, k, rows, act, c->act[act == 256]};
+        pool_run(c->pool, quantize_panel, &j, (rows + PANEL - 1) / PANEL, 1, c->cancel);
+    }
+}
+
+/* ---- products ---------------------------------------------------------------------------------------------------- */
+
+typedef struct product {
+    const weight *w;
+    const float *bias;          /* or NULL */
+    float *y;                   /* [rows, w->n] */
+    int64_t block;              /* groups of a work item */
+    int64_t items;
+} product;
+
+typedef struct linear_job {
+    const op_ctx *c;
+    const float *x, *add;       /* add: [rows, n] or NULL */
+    int64_t rows;
+    int n, act;
+    product p[OP_MAX];
+} linear_job;
+
+/* Groups a work item: about eight items a worker when the matrix is small, at most BLOCK_BYTES of weights. */
+static int64_t block_groups(const weight *w, int workers) {
+    int64_t groups = (w->n + GROUP - 1) / GROUP, fair = groups / (8 * workers), fit = BLOCK_BYTES / (int64_t)w->group_bytes;
+    int64_t b = fair < fit ? fair : fit;
+    return b < 1 ? 1 : b > BLOCK_GROUPS_MAX ? BLOCK_GROUPS_MAX : b;
+}
+
+static void plan_product(product *p, const op_ctx *c, const weight *w) {
+    p->w = w;
+    p->block = block_groups(w, pool_size(c->pool));
+    p->items = ((w->n + GROUP - 1) / GROUP + p->block - 1) / p->block;
+}
+
+/* y[m][0..n) = W rows [first, first + n) times panel `panel`, where n = 16*groups except at the matrix's end. */
+static void multiply(const op_ctx *c, const weight *w, const float *x, int64_t panel, int m, int64_t first, int64_t groups,
+                     float *y, int64_t ldy) {
+    int act = qtype_get(w->type)->act;
+    const void *a = act == 1 ? (const void *)(x + panel * PANEL * w->k)
+                             : (const void *)((const char *)c->act[act == 256] + (size_t)panel * act_panel_bytes(w->k, PANEL));
+    const uint8_t *p = w->packed + (size_t)(first / GROUP) * w->group_bytes;
+    matmul_fn *mm = c->k->matmul[w->type];
+    int64_t whole = first + groups * GROUP > w->n ? groups - 1 : groups;    /* the last group may be partial */
+    if (whole) mm(p, w->group_bytes, whole, w->k, a, w->k, m, y, ldy);
+    if (whole < groups) {
+        float tail[PANEL * GROUP];
+        mm(p + (size_t)whole * w->group_bytes, w->group_bytes, 1, w->k, a, w->k, m, tail, GROUP);
+        int64_t n = w->n - first - whole * GROUP;
+        for (int r = 0; r < m; r++) memcpy(y + r * ldy + whole * GROUP, tail + r * GROUP, (size_t)n * 4);
+    }
+}
+
+static int64_t block_rows(const product *p, int64_t item, int64_t *first, int64_t *groups) {
+    int64_t all = (p->w->n + GROUP - 1) / GROUP, g = item * p->block;
+    *groups = all - g < p->block ? all - g : p->block;
+    *first = g * GROUP;
+    return p->w->n - *first < *groups * GROUP ? p->w->n - *first : *groups * GROUP;
+}
+
+static void linear_item(void *ctx, int64_t item, int worker) {
+    (void)worker;
+    const linear_job *j = ctx;
+    int i = 0;
+    while (item >= j->p[i].items) item -= j->p[i++].items;
+    const product *p = &j->p[i];
+    int64_t first, groups, n = block_rows(p, item, &first, &groups), ld = p->w->n;
+    for (int64_t r = 0, panel = 0; r < j->rows; r += PANEL, panel++) {
+        int m = (int)(j->rows - r < PANEL ? j->rows - r : PANEL);
+        float *y = p->y + r * ld + first;
+        multiply(j->c, p->w, j->x, panel, m, first, groups, y, ld);
+        for (int q = 0; q < m && (p->bias || j->add); q++) {
+            float *yq = y + q * ld;
+            if (p->bias)
+                for (int64_t o = 0; o < n; o++) yq[o] += p->bias[first + o];
+            if (j->add) {
+                const float *z = j->add + (r + q) * ld + first;
+                for (int64_t o = 0; o < n; o++) yq[o] += z[o];
+            }
+        }
+    }
+}
+
+int run_linear(const op_ctx *c, const step *s) {
+    const param *w = &s->p[LINEAR_W];
+    linear_job j = {.c = c, .x = value_ptr(c, s->in[0]), .rows = value_rows(c, s->in[0]), .n = w->n};
+    if (s->p[LINEAR_ADD].n) j.add = value_ptr(c, s->p[LINEAR_ADD].id[0]);
+    int64_t items = 0;
+    for (int i = 0; i < w->n; i++) {
+        int32_t bias = s->p[LINEAR_BIAS].id[i];
+        j.p[i].bias = bias < 0 ? NULL : c->weights[bias].vec;
+        j.p[i].y = value_ptr(c, s->out[i]);
+        plan_product(&j.p[i], c, &c->weights[w->id[i]]);
+        items += j.p[i].items;
+    }
+    quantize_input(c, s, w);
+    pool_run(c->pool, linear_item, &j, items, 1, c->cancel);
+    return 0;
+}
+
+static void gated_item(void *ctx, int64_t item, int worker) {
+    const linear_job *j = ctx;
+    const op_ctx *c = j->c;
+    int64_t first, groups, n = block_rows(&j->p[0], item, &first, &groups), ld = j->p[0].w->n;
+    float *up = (float *)(c->scratch + (size_t)worker * c->scratch_bytes);      /* [PANEL, groups*16] */
+    for (int64_t r = 0, panel = 0; r < j->rows; r += PANEL, panel++) {
+        int m = (int)(j->rows - r < PANEL ? j->rows - r : PANEL);
+        float *y = j->p[0].y + r * ld + first;
+        multiply(c, j->p[0].w, j->x, panel, m, first, groups, y, ld);
+        multiply(c, j->p[1].w, j->x, panel, m, first, groups, up, groups * GROUP);
+        for (int q = 0; q < m; q++) c->k->gated(j->act, y + q * ld, up + q * groups * GROUP, y + q * ld, n);
+    }
+}
+
+int run_gated(const op_ctx *c, const step *s) {
+    const param *w = &s->p[GATED_W];
+    linear_job j = {.c = c, .x = value_ptr(c, s->in[0]), .rows = value_rows(c, s->in[0]), .n = 2, .act = (int)s->p[GATED_ACT].i[0]};
+    j.p[0].y = value_ptr(c, s->out[0]);
+    for (int i = 0; i < 2; i++) plan_product(&j.p[i], c, &c->weights[w->id[i]]);
+    if (j.p[1].block < j.p[0].block) j.p[0].block = j.p[1].block;
+    j.p[0].items = ((j.p[0].w->n + GROUP - 1) / GROUP + j.p[0].block - 1) / j.p[0].block;
+    quantize_input(c, s, w);
+    pool_run(c->pool, gated_item, &j, j.p[0].items, 1, c->cancel);
+    return 0;
+}
+
+size_t gated_scratch_bytes(void) { return (size_t)PANEL * BLOCK_GROUPS_MAX * GROUP * sizeof(float); }

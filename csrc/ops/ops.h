@@ -1,0 +1,136 @@
+/* Operations: matrices and batches in, matrices out. Ops know no architecture and no tensor format; they call kernels.
+ *
+ * A value is f32 [T, width], row-major. Weights are packed matrices or f32 vectors. Sequences exist only inside attn, through the
+ * batch's page tables. */
+#ifndef PYLLM_OPS_H
+#define PYLLM_OPS_H
+#include "../base/err.h"
+#include "../base/threads.h"
+#include "../formats/gguf.h"
+#include "../kernels/kernels.h"
+
+enum { OP_MAX = 3, PARAM_MAX = 8 };
+
+/* A matrix (packed, n rows of k) or a vector (f32, n elements) that the tape names, possibly a slice of a tensor. */
+typedef struct weight {
+    char *name;                 /* of the tensor */
+    int64_t row0, n, k;         /* first row (element) of the slice; rows (elements); row length (vectors: 0) */
+    int64_t tensor;             /* index in the file */
+    uint32_t type;
+    int is_vector;
+    int embed, multiply;        /* uses by embed and by linear/gated */
+    size_t group_bytes, bytes;  /* of a packed group; of all data in memory (0: rows are read from the file) */
+    size_t offset;              /* in the model's weight memory */
+    const uint8_t *packed;
+    const float *vec;
+} weight;
+
+typedef struct value {
+    char name[32];
+    int64_t width;
+    int late;                   /* after `rows`: only rows with logits */
+    int32_t first, last;        /* steps that write it and read it last */
+    size_t offset;              /* floats, in the activation buffer; SIZE_MAX: the caller's logits */
+} value;
+
+typedef struct table {
+    char name[32];
+    int64_t n;
+    float *f;
+} table;
+
+typedef struct param {
+    int32_t n;                  /* entries of a list; 0 = absent */
+    int32_t id[OP_MAX];         /* weights (-1 absent), values or tables */
+    int64_t i[OP_MAX];
+    float f;
+} param;
+
+struct op_def;
+typedef struct step {
+    const struct op_def *op;
+    int32_t line, n_out, n_in;
+    int32_t out[OP_MAX], in[OP_MAX];
+    param p[PARAM_MAX];
+} step;
+
+/* The KV cache as attn sees it. A layer's page: kv_heads times K then V (kernels.h), at `offset` of its group's page. */
+typedef struct kv_layer {
+    int32_t group;              /* layer group: layers with the same window */
+    int32_t kv_heads, dim;
+    size_t offset, k_bytes, v_bytes;
+} kv_layer;
+
+typedef struct kv_group {
+    int64_t window;             /* 0: every position */
+    size_t page_bytes;
+    int32_t n_pages;
+    uint8_t *pool;
+    int32_t *free_pages, n_free;
+} kv_group;
+
+/* Consecutive batch rows of one sequence, at consecutive positions. */
+typedef struct run {
+    int32_t row, n;
+    int64_t pos;
+    const int32_t *const *pages;    /* [group][position/PAGE] -> page of the group's pool */
+} run;
+
+typedef struct batch {
+    int32_t n_rows, n_logits, n_runs;
+    const int32_t *tokens;
+    const int64_t *pos;
+    const int32_t *logit_rows;      /* [n_logits] batch rows */
+    const run *runs;
+} batch;
+
+/* All a runner needs for one step of one batch. */
+typedef struct op_ctx {
+    const kernels *k;
+    pool *pool;
+    const volatile int32_t *cancel;
+    const weight *weights;
+    const value *values;
+    const table *tables;
+    float *activations, *logits;
+    const batch *b;
+    int kv_type;
+    const kv_layer *layers;
+    const kv_group *groups;
+    const pyllm_gguf *file;         /* embeddings that are not kept in memory */
+    act_unit *act[2];               /* quantized input: blocks of 32, of 256 */
+    uint8_t *scratch;               /* scratch_bytes a worker */
+    size_t scratch_bytes;
+    float *states;                  /* attention states of split chunks */
+    int64_t states_floats;
+    pyllm_error *err;
+} op_ctx;
+
+/* What a checker sees: the parsed tape so far. Checkers set the widths of their outputs. */
+typedef struct op_check {
+    const weight *weights;
+    value *values;
+    const table *tables;
+    pyllm_error *err;
+} op_check;
+
+typedef struct op_def {
+    const char *name, *params;
+    int max_out, n_in;
+    int (*check)(const op_check *c, step *s);
+    int (*run)(const op_ctx *c, const step *s);
+} op_def;
+
+const op_def *op_find(const char *name, size_t len);
+
+/* Scratch that one worker may need for a step, and the floats of split attention states. */
+size_t op_scratch_bytes(const weight *weights, const step *s);
+int64_t attn_states_floats(const step *s, int64_t n_positions, int32_t max_rows);
+
+/* Rows of the batch that a value has. */
+static inline int32_t value_rows(const op_ctx *c, int32_t id) { return c->values[id].late ? c->b->n_logits : c->b->n_rows; }
+static inline float *value_ptr(const op_ctx *c, int32_t id) {
+    return c->values[id].offset == SIZE_MAX ? c->logits : c->activations + c->values[id].offset;
+}
+int op_fail(const op_check *c, const step *s, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+#endif

@@ -1,0 +1,204 @@
+/* Row-wise ops: embed, angles, norm, rope, rows, softcap, scale, add. One work item is one row. */
+#include "ops.h"
+
+#include "../base/alloc.h"
+#include "../kernels/pack.h"
+
+#include <string.h>
+
+enum { EMBED_W, EMBED_SCALE };
+enum { ANGLES_TABLE, ANGLES_MSCALE };
+enum { NORM_W, NORM_EPS, NORM_ADD };
+enum { ROPE_ANGLES, ROPE_HEADS, ROPE_DIM, ROPE_ROT, ROPE_NEOX, ROPE_NORM, ROPE_EPS };
+
+typedef struct row_job {
+    const op_ctx *c;
+    const step *s;
+    int rc;                     /* of the first failing row */
+} row_job;
+
+static int run_rows_of(const op_ctx *c, const step *s, pool_fn fn, int64_t rows) {
+    row_job j = {c, s, 0};
+    pool_run(c->pool, fn, &j, rows, 4, c->cancel);
+    return j.rc;
+}
+
+/* Same width and row count as the first input: the shape rule of the element-wise ops. */
+static int check_same(const op_check *c, step *s) {
+    c->values[s->out[0]].width = c->values[s->in[0]].width;
+    return 0;
+}
+
+/* ---- embed --------------------------------------------------------------------------------------------------------- */
+int check_embed(const op_check *c, step *s) {
+    if (s->p[EMBED_W].n != 1 || s->p[EMBED_W].id[0] < 0) return op_fail(c, s, "one matrix is needed");
+    const weight *w = &c->weights[s->p[EMBED_W].id[0]];
+    if (!qtype_get(w->type))
+        return err_set(c->err, PYLLM_ERR_UNSUPPORTED, "tensor %s is of type id %u, which this build does not know", w->name, w->type);
+    c->values[s->out[0]].width = w->k;
+    return 0;
+}
+
+static void embed_row(void *ctx, int64_t r, int worker) {
+    row_job *j = ctx;
+    const op_ctx *c = j->c;
+    const weight *w = &c->weights[j->s->p[EMBED_W].id[0]];
+    uint8_t *bytes = c->scratch + (size_t)worker * c->scratch_bytes;
+    size_t row_bytes = (size_t)(w->k / qtype_get(w->type)->elems) * (size_t)qtype_get(w->type)->bytes;
+    int64_t token = c->b->tokens[r];
+    if (w->packed) {
+        unpack_row(w->type, w->packed + (size_t)(token / GROUP) * w->group_bytes, (int)(token % GROUP), w->k, bytes);
+    } else {
+        int rc = gguf_read(c->file, w->tensor, (uint64_t)(w->row0 + token) * row_bytes, row_bytes, bytes, worker ? NULL : c->err);
+        if (rc) {
+            __atomic_store_n(&j->rc, rc, __ATOMIC_RELAXED);
+            return;
+        }
+    }
+    float *y = value_ptr(c, j->s->out[0]) + r * w->k, scale = j->s->p[EMBED_SCALE].f;
+    dequantize(w->type, bytes, w->k, y);
+    if (scale != 1)
+        for (int64_t i = 0; i < w->k; i++) y[i] *= scale;
+}
+
+int run_embed(const op_ctx *c, const step *s) {
+    int rc = run_rows_of(c, s, embed_row, c->b->n_rows);
+    if (rc && c->err && !c->err->code)
+        return err_set(c->err, rc, "the embedding rows of %s cannot be read any more\nhint: the model file changed or vanished; load it again",
+                       c->weights[s->p[EMBED_W].id[0]].name);
+    return rc;
+}
+
+/* ---- angles and rope ------------------------------------------------------------------------------------------------ */
+int check_angles(const op_check *c, step *s) {
+    c->values[s->out[0]].width = 2 * c->tables[s->p[ANGLES_TABLE].id[0]].n;
+    return 0;
+}
+
+static void angles_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    const table *t = &j->c->tables[j->s->p[ANGLES_TABLE].id[0]];
+    j->c->k->angles(t->f, t->n, j->c->b->pos[r], j->s->p[ANGLES_MSCALE].f, value_ptr(j->c, j->s->out[0]) + r * 2 * t->n);
+}
+
+int run_angles(const op_ctx *c, const step *s) { return run_rows_of(c, s, angles_row, c->b->n_rows); }
+
+int check_rope(const op_check *c, step *s) {
+    const param *heads = &s->p[ROPE_HEADS], *norm = &s->p[ROPE_NORM];
+    int64_t dim = s->p[ROPE_DIM].i[0], rot = s->p[ROPE_ROT].i[0];
+    if (s->n_out != 2 || heads->n != 2 || norm->n != 2) return op_fail(c, s, "two outputs, head counts and norms are needed");
+    if (rot < 2 || rot % 2 || rot > dim || c->values[s->p[ROPE_ANGLES].id[0]].width != rot)
+        return op_fail(c, s, "rot %lld does not fit head size %lld and the angles", (long long)rot, (long long)dim);
+    for (int i = 0; i < 2; i++) {
+        if (heads->i[i] < 1 || heads->i[i] > 65536 || c->values[s->in[i]].width != heads->i[i] * dim)
+            return op_fail(c, s, "input %d is not %lld heads of %lld", i, (long long)heads->i[i], (long long)dim);
+        if (norm->id[i] >= 0 && c->weights[norm->id[i]].n != dim) return op_fail(c, s, "norm %d is not of head size", i);
+        c->values[s->out[i]].width = c->values[s->in[i]].width;
+    }
+    return 0;
+}
+
+static void rope_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    const op_ctx *c = j->c;
+    const step *s = j->s;
+    int dim = (int)s->p[ROPE_DIM].i[0], rot = (int)s->p[ROPE_ROT].i[0];
+    const float *angles = value_ptr(c, s->p[ROPE_ANGLES].id[0]) + r * rot;
+    for (int i = 0; i < 2; i++) {
+        int heads = (int)s->p[ROPE_HEADS].i[i];
+        int32_t norm = s->p[ROPE_NORM].id[i];
+        const float *x = value_ptr(c, s->in[i]) + r * heads * dim;
+        float *y = value_ptr(c, s->out[i]) + r * heads * dim;
+        for (int h = 0; h < heads && norm >= 0; h++)
+            c->k->rmsnorm(x + h * dim, c->weights[norm].vec, y + h * dim, dim, s->p[ROPE_EPS].f);
+        c->k->rope(norm >= 0 ? y : x, angles, y, heads, dim, rot, (int)s->p[ROPE_NEOX].i[0]);
+    }
+}
+
+int run_rope(const op_ctx *c, const step *s) { return run_rows_of(c, s, rope_row, c->b->n_rows); }
+
+/* ---- norm ------------------------------------------------------------------------------------------------------------ */
+int check_norm(const op_check *c, step *s) {
+    const value *x = &c->values[s->in[0]];
+    const param *w = &s->p[NORM_W], *add = &s->p[NORM_ADD];
+    if (w->n != 1 || w->id[0] < 0 || c->weights[w->id[0]].n != x->width)
+        return op_fail(c, s, "the weight vector does not have the input's width %lld", (long long)x->width);
+    if (add->n && (c->values[add->id[0]].width != x->width || c->values[add->id[0]].late != x->late))
+        return op_fail(c, s, "add=%s does not have the output's shape", c->values[add->id[0]].name);
+    return check_same(c, s);
+}
+
+static void norm_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    const op_ctx *c = j->c;
+    const step *s = j->s;
+    int64_t n = c->values[s->in[0]].width;
+    float *y = value_ptr(c, s->out[0]) + r * n;
+    c->k->rmsnorm(value_ptr(c, s->in[0]) + r * n, c->weights[s->p[NORM_W].id[0]].vec, y, n, s->p[NORM_EPS].f);
+    if (s->p[NORM_ADD].n) {
+        const float *z = value_ptr(c, s->p[NORM_ADD].id[0]) + r * n;
+        for (int64_t i = 0; i < n; i++) y[i] += z[i];
+    }
+}
+
+int run_norm(const op_ctx *c, const step *s) { return run_rows_of(c, s, norm_row, value_rows(c, s->in[0])); }
+
+/* ---- rows and element-wise ops ------------------------------------------------------------------------------------------- */
+int check_rows(const op_check *c, step *s) {
+    if (c->values[s->in[0]].late) return op_fail(c, s, "rows may stand only once on a tape");
+    c->values[s->out[0]].late = 1;
+    return check_same(c, s);
+}
+
+static void rows_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    int64_t n = j->c->values[j->s->in[0]].width;
+    memcpy(value_ptr(j->c, j->s->out[0]) + r * n, value_ptr(j->c, j->s->in[0]) + j->c->b->logit_rows[r] * n, (size_t)n * 4);
+}
+
+int run_rows(const op_ctx *c, const step *s) { return run_rows_of(c, s, rows_row, c->b->n_logits); }
+
+int check_softcap(const op_check *c, step *s) { return check_same(c, s); }
+
+static void softcap_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    int64_t n = j->c->values[j->s->in[0]].width;
+    j->c->k->softcap(value_ptr(j->c, j->s->in[0]) + r * n, value_ptr(j->c, j->s->out[0]) + r * n, n, j->s->p[0].f);
+}
+
+int run_softcap(const op_ctx *c, const step *s) { return run_rows_of(c, s, softcap_row, value_rows(c, s->in[0])); }
+
+int check_scale(const op_check *c, step *s) { return check_same(c, s); }
+
+static void scale_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    int64_t n = j->c->values[j->s->in[0]].width;
+    const float *x = value_ptr(j->c, j->s->in[0]) + r * n;
+    float *y = value_ptr(j->c, j->s->out[0]) + r * n, by = j->s->p[0].f;
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * by;
+}
+
+int run_scale(const op_ctx *c, const step *s) { return run_rows_of(c, s, scale_row, value_rows(c, s->in[0])); }
+
+int check_add(const op_check *c, step *s) {
+    const value *x = &c->values[s->in[0]], *z = &c->values[s->in[1]];
+    if (x->width != z->width || x->late != z->late) return op_fail(c, s, "%s and %s differ in shape", x->name, z->name);
+    return check_same(c, s);
+}
+
+static void add_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    int64_t n = j->c->values[j->s->in[0]].width;
+    const float *x = value_ptr(j->c, j->s->in[0]) + r * n, *z = value_ptr(j->c, j->s->in[1]) + r * n;
+    float *y = value_ptr(j->c, j->s->out[0]) + r * n;
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] + z[i];
+}
+
+int run_add(const op_ctx *c, const step *s) { return run_rows_of(c, s, add_row, value_rows(c, s->in[0])); }
