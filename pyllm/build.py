@@ -1,0 +1,236 @@
+"""Writes the tape (docs/tape.md): a family's forward pass in models/ runs once with a Builder, which checks names and notes steps."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from math import sqrt       # correctly rounded everywhere (IEEE 754), so fit for a tape
+from typing import Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import errors, hparams, rope
+from .hparams import Config
+from .models import Arch, families
+
+
+class File(Protocol):
+    """What the builder needs of a GGUF file; pyllm.gguf.GGUF has it."""
+
+    path: str
+
+    @property
+    def kv(self) -> hparams.Values: ...
+    @property
+    def tensors(self) -> hparams.Values: ...
+    def read(self, name: str) -> NDArray[np.float32]: ...
+
+
+class Value:
+    """One f32 [T, width] value of the tape; its name is what the tape calls it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def tape_text(gguf: File, ctx: int | None = None) -> str:
+    """The tape of a file, for contexts up to ctx tokens (None: the trained length)."""
+    return build(gguf, ctx)[0]
+
+
+def build(gguf: File, ctx: int | None = None) -> tuple[str, Config]:
+    """The tape and the checked hyperparameters. Raises UnsupportedModel or FormatError, naming the file."""
+    arch = find_family(gguf)
+    config = hparams.read(gguf.kv, arch, gguf.path, n_vocab=_rows_of(gguf, "token_embd.weight"), n_ctx=ctx)
+    builder = Builder(gguf, arch, config)
+    return builder.text(arch.forward(builder, config)), config
+
+
+def find_family(gguf: File) -> Arch:
+    name = gguf.kv.get("general.architecture")
+    if not isinstance(name, str):
+        raise errors.FormatError(f"{gguf.path}: the metadata has no general.architecture\nhint: this file is not a language model")
+    family = families().get(name)
+    if family is None or family.name != name:
+        known = ", ".join(sorted({f.name for f in families().values()}))
+        raise errors.UnsupportedModel(f"{gguf.path}: models of architecture {name!r} are not supported\n"
+                                      f"hint: these are: {known}; docs/adding-a-model.md shows how to add one")
+    return family
+
+
+def _rows_of(gguf: File, name: str) -> int:
+    if name not in gguf.tensors:
+        raise errors.FormatError(f"{gguf.path}: there is no tensor {name}\nhint: a vocabulary-only file cannot run; load the whole model")
+    shape = gguf.tensors[name].shape
+    return int(shape[1]) if len(shape) > 1 else 0
+
+
+class Builder:
+    """The words of a forward pass. Each writes one step. Tensor names are without .weight; inside layers() they belong to the layer.
+
+    A bias is used wherever the file has one next to the weight. "name[a:b]" is rows a to b - 1 of a fused matrix."""
+
+    def __init__(self, gguf: File, arch: Arch, config: Config) -> None:
+        self.gguf, self.arch, self.c = gguf, arch, config
+        self._layer: int | None = None
+        self._attentions = 0
+        self._names: set[str] = set()
+        self._tables: list[str] = []
+        self._ignored: list[str] = []
+        self._steps: list[tuple[str, tuple[Value, ...], list[tuple[str, object]]]] = []
+        self._angles: dict[bool, Value] = {}
+
+    # ---- steps ----
+
+    def layers(self, n: int) -> Iterator[int]:
+        """Counts layers 0..n-1; meanwhile tensor names get the prefix blk.<layer>."""
+        for self._layer in range(n):
+            yield self._layer
+        self._layer = None
+
+    def embed(self, name: str, scale: float = 1.0) -> Value:
+        """Rows of the embedding matrix by token, times scale."""
+        return self._step("embed", ["x"], [("w", self._weight(name)), ("scale", scale)])[0]
+
+    def norm(self, x: Value, name: str, add: Value | None = None) -> Value:
+        """RMS norm; add: a residual that is added to the result."""
+        return self._step("norm", [name], [("in", x), ("w", self._weight(name)), ("eps", self.c.eps), *_optional(add)])[0]
+
+    @overload
+    def linear(self, x: Value, name: str, /, *, add: Value | None = None, tied: str = "") -> Value: ...
+    @overload
+    def linear(self, x: Value, name: str, /, *names: str) -> tuple[Value, ...]: ...
+    def linear(self, x: Value, *names: str, add: Value | None = None, tied: str = "") -> Value | tuple[Value, ...]:
+        """Matrices times x, up to three at once. add: a residual; tied: the matrix to use if the file has no such tensor."""
+        used = tuple(tied if tied and not self._has(n) else n for n in names)
+        labels = [n.partition("[")[0].rpartition("_")[2] for n in names]
+        params = [("in", x), ("w", ",".join(map(self._weight, used))), ("bias", ",".join(map(self._bias, used))), *_optional(add)]
+        out = self._step("linear", labels, params)
+        return out[0] if len(names) == 1 else out
+
+    def rope(self, q: Value, k: Value, *, norm: tuple[str, str] | None = None, local: bool = False) -> tuple[Value, Value]:
+        """Turns q and k by their positions. norm: RMS norms of each head of q and of k, applied before; local: the rope of
+        windowed layers, which no scaling stretches."""
+        c = self.c
+        params = [("in", f"{q.name},{k.name}"), ("angles", self._angles_of(local)), ("heads", f"{c.n_heads},{c.n_kv_heads}"),
+                  ("dim", c.head_dim), ("rot", c.n_rot), ("neox", int(self.arch.neox)),
+                  ("norm", ",".join(map(self._weight, norm)) if norm else "-,-"), ("eps", c.eps if norm else 0.0)]
+        out = self._step("rope", ["q_rope", "k_rope"], params)
+        return out[0], out[1]
+
+    def attention(self, q: Value, k: Value, v: Value, *, scale: float | None = None, window: int = 0, softcap: float = 0.0) -> Value:
+        """Causal attention over the sequence so far. scale: factor on q.k, by default 1/sqrt(head size); window: how many
+        positions a row sees, 0 = all."""
+        c = self.c
+        layer, self._attentions = self._attentions, self._attentions + 1
+        params = [("in", f"{q.name},{k.name},{v.name}"), ("layer", layer), ("heads", c.n_heads), ("kv_heads", c.n_kv_heads),
+                  ("dim", c.head_dim), ("scale", 1 / sqrt(c.head_dim) if scale is None else scale), ("window", window),
+                  ("softcap", softcap)]
+        return self._step("attn", ["attn"], params)[0]
+
+    def gated(self, x: Value, gate: str, up: str, *, act: str) -> Value:
+        """act(gate x) * (up x); act: silu or gelu (its tanh form)."""
+        return self._step("gated", ["ffn"], [("in", x), ("w", f"{self._weight(gate)},{self._weight(up)}"), ("act", act)])[0]
+
+    def rows(self, x: Value) -> Value:
+        """Only the rows whose logits are wanted: what follows runs on those alone."""
+        return self._step("rows", ["rows"], [("in", x)])[0]
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """cap * tanh(x / cap); cap 0 changes nothing and writes no step."""
+        return self._step("softcap", ["softcap"], [("in", x), ("cap", cap)])[0] if cap else x
+
+    # ---- text ----
+
+    def text(self, logits: Value) -> str:
+        """The whole tape; logits: the value of the last step."""
+        self._names.discard(logits.name)
+        logits.name = "logits"
+        head = ["pyllm-tape 1", f"hparam n_vocab {self.c.n_vocab}", f"hparam n_ctx_train {self.c.n_ctx_train}"]
+        head += self._tables + [f"ignore {name}" for name in self._ignored]
+        return "\n".join([*head, *map(_line, self._steps)]) + "\n"
+
+    def _step(self, op: str, labels: list[str], params: list[tuple[str, object]]) -> tuple[Value, ...]:
+        out = tuple(self._new(label) for label in labels)
+        self._steps.append((op, out, params))
+        return out
+
+    def _new(self, label: str) -> Value:
+        name = base = label if self._layer is None else f"{label}{self._layer}"
+        n = 1
+        while name in self._names:
+            n += 1
+            name = f"{base}.{n}"
+        self._names.add(name)
+        return Value(name)
+
+    # ---- tensors ----
+
+    def _full(self, name: str) -> tuple[str, str]:
+        stem, bracket, rest = name.partition("[")
+        return (stem if self._layer is None else f"blk.{self._layer}.{stem}"), bracket + rest
+
+    def _has(self, name: str) -> bool:
+        return self._full(name)[0] + ".weight" in self.gguf.tensors
+
+    def _weight(self, name: str) -> str:
+        stem, rows = self._full(name)
+        if not self._has(name):
+            raise errors.FormatError(f"{self.c.path}: tensor {stem}.weight is missing\n"
+                                     f"hint: the file is incomplete, or a variant that models/{self.arch.name}.py does not describe")
+        return f"{stem}.weight{rows}"
+
+    def _bias(self, name: str) -> str:
+        stem, rows = self._full(name)
+        return f"{stem}.bias{rows}" if f"{stem}.bias" in self.gguf.tensors else "-"
+
+    # ---- rope ----
+
+    def _angles_of(self, local: bool) -> Value:
+        """The angles of all positions for one kind of layer: a table and a step, written at the first use."""
+        if local not in self._angles:
+            table = f"rope{len(self._angles)}"
+            if local:
+                freqs, mscale = rope.base_frequencies(self.c.rope_base_local, self.c.n_rot), 1.0
+            else:
+                freqs, mscale = rope.frequencies(self.c, self._rope_factors())
+            self._tables.append(" ".join(["table", table, *map(f32_hex, freqs)]))
+            layer, self._layer = self._layer, None
+            self._angles[local] = self._step("angles", ["angles"], [("table", table), ("mscale", mscale)])[0]
+            self._layer = layer
+        return self._angles[local]
+
+    def _rope_factors(self) -> list[float] | None:
+        """LongRoPE's long factors serve contexts beyond the length that was trained first, the short ones the rest. The choice
+        is by the context that is asked for, not by each prompt's length: cached keys never have to be turned again."""
+        longrope = "long" if self.c.n_ctx > self.c.rope_n_ctx else "short"
+        factors = None
+        for name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+            if name in self.gguf.tensors:
+                self._ignored.append(name)
+                if name != f"rope_factors_{'short' if longrope == 'long' else 'long'}.weight":
+                    factors = [float(x) for x in self.gguf.read(name).ravel()]
+        return factors
+
+
+def _optional(add: Value | None) -> list[tuple[str, object]]:
+    return [] if add is None else [("add", add)]
+
+
+def _line(step: tuple[str, tuple[Value, ...], list[tuple[str, object]]]) -> str:
+    op, out, params = step
+    return " ".join([op, ",".join(v.name for v in out), *(f"{key}={_param(value)}" for key, value in params)])
+
+
+def _param(value: object) -> str:
+    return value.name if isinstance(value, Value) else f32_hex(value) if isinstance(value, float) else str(value)
+
+
+def f32_hex(x: float) -> str:
+    """x rounded to f32 as a C99 hexadecimal float without trailing zeros."""
+    try:
+        mantissa, exponent = struct.unpack("<f", struct.pack("<f", x))[0].hex().split("p")
+    except (OverflowError, ValueError):
+        raise errors.FormatError(f"{x} does not fit a 32-bit float\nhint: a hyperparameter of the file is out of any sensible range") from None
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}p{exponent}"

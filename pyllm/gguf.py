@@ -1,0 +1,128 @@
+"""A GGUF file as Python sees it: metadata by key and tensors by name. The reader itself is C (csrc/formats/gguf.c)."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import errors
+from ._core import check, ffi, lib, new_error
+
+# GGUF value types in the order of their ids; None: bool, string and array, which are decoded apart.
+_CODES = ("B", "b", "H", "h", "I", "i", "f", None, None, None, "Q", "q", "d")
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+
+
+class TensorInfo(NamedTuple):
+    """type: name of the tensor type ("q4_k"); shape: elements per dimension as in the file, the contiguous one first."""
+
+    type: str
+    shape: tuple[int, ...]
+    index: int
+    bytes: int
+
+
+class Metadata(Mapping[str, Any]):
+    """Key-value pairs, decoded when asked for: vocabularies are long. Numbers, str, bool, numpy arrays, lists of str."""
+
+    def __init__(self, gguf: GGUF) -> None:
+        self._gguf = gguf
+        self._index: dict[str, int] = {}
+        self._cache: dict[str, Any] = {}
+        item = ffi.new("pyllm_kv *")
+        for i in range(lib.pyllm_gguf_n_kv(gguf.handle)):
+            lib.pyllm_gguf_kv(gguf.handle, i, item)
+            self._index[_text(ffi.string(item.key))] = i
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._cache:
+            self._cache[key] = self._decode(self._index[key])
+        return self._cache[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def _decode(self, i: int) -> Any:
+        item = ffi.new("pyllm_kv *")
+        lib.pyllm_gguf_kv(self._gguf.handle, i, item)
+        if item.item_type == _STRING:
+            texts = [self._string(i, j) for j in range(item.count)]
+            return texts if item.type == _ARRAY else texts[0]
+        code = "?" if item.item_type == _BOOL else _CODES[item.item_type]
+        if code is None:
+            raise errors.FormatError(f"{self._gguf.path}: an array of arrays in the metadata cannot be read\n"
+                                     "hint: convert the model again with a current converter")
+        data = bytes(ffi.buffer(item.data, item.count * struct.calcsize("<" + code))) if item.count else b""
+        if item.type == _ARRAY:
+            return np.frombuffer(data, np.dtype(code).newbyteorder("<"))
+        return struct.unpack("<" + code, data)[0]
+
+    def _string(self, i: int, j: int) -> str:
+        length = ffi.new("uint64_t *")
+        text = lib.pyllm_gguf_string(self._gguf.handle, i, j, length)
+        return _text(bytes(ffi.buffer(text, length[0]))) if length[0] else ""
+
+
+class GGUF:
+    """An open GGUF file, or all files of a split set when path is its first. Use it as a context manager or call close()."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        out, err = ffi.new("pyllm_gguf **"), new_error()
+        check(lib.pyllm_gguf_open(os.fsencode(path), out, err), err)
+        self._handle: Any = ffi.gc(out[0], lib.pyllm_gguf_close)
+        self.kv = Metadata(self)
+        self.tensors: dict[str, TensorInfo] = {}
+        item = ffi.new("pyllm_tensor *")
+        for i in range(lib.pyllm_gguf_n_tensors(self._handle)):
+            lib.pyllm_gguf_tensor(self._handle, i, item)
+            name, kind = _text(ffi.string(item.name)), lib.pyllm_type_name(item.type)
+            self.tensors[name] = TensorInfo(f"type {item.type}" if kind == ffi.NULL else _text(ffi.string(kind)),
+                                            tuple(item.ne[d] for d in range(item.n_dims)), i, item.bytes)
+
+    @property
+    def handle(self) -> Any:
+        """The pyllm_gguf pointer, for the functions of the library."""
+        if self._handle is None:
+            raise errors.Closed(f"{self.path} is closed\nhint: open the file again")
+        return self._handle
+
+    @property
+    def architecture(self) -> str:
+        """general.architecture; empty if the file has none."""
+        name = self.kv.get("general.architecture", "")
+        return name if isinstance(name, str) else ""
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A tensor's values as float32, numpy order: the contiguous dimension last."""
+        info, raw, err = self.tensors[name], ffi.new("pyllm_tensor *"), new_error()
+        lib.pyllm_gguf_tensor(self.handle, info.index, raw)
+        data = bytearray(info.bytes)
+        out = np.empty(tuple(reversed(info.shape)), np.float32)
+        check(lib.pyllm_gguf_read(self.handle, info.index, 0, info.bytes, ffi.from_buffer(data), err), err)
+        check(lib.pyllm_dequantize(raw.type, ffi.from_buffer(data), out.size, ffi.from_buffer("float *", out), err), err)
+        return out
+
+    def close(self) -> None:
+        if self._handle is not None:
+            ffi.release(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> GGUF:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _text(data: bytes) -> str:
+    # Vocabularies hold byte strings that are not UTF-8; surrogateescape keeps them apart and can be undone.
+    return data.decode("utf-8", "surrogateescape")

@@ -1,0 +1,136 @@
+"""Hyperparameters: one table says each one's GGUF key, type, range and default, and its name in Hugging Face's config.json.
+
+`read` checks every value before a tape is built; pyllm/hf.py writes the same keys when a checkpoint is converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+
+if TYPE_CHECKING:
+    from .models import Arch
+
+REQUIRED: Any = object()
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row of the table. key: without the architecture's prefix; default: a value, or a function of the values before it."""
+
+    key: str
+    type: type
+    low: float
+    high: float
+    default: Any
+    hf: str
+
+
+def _row(key: str, kind: type, low: float, high: float, default: Any = REQUIRED, hf: str = "") -> Any:
+    return field(metadata={"spec": Spec(key, kind, low, high, default, hf)})
+
+
+def _default_head_dim(v: Values) -> int:
+    return int(v["n_embd"]) // int(v["n_heads"])
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model's hyperparameters, checked. Widths and lengths are in values and tokens."""
+
+    path: str
+    arch: str
+    n_vocab: int
+    n_ctx: int          # context that the tape is written for: longrope picks its factors by it
+    n_layers: int = _row("block_count", int, 1, 1024, hf="num_hidden_layers")
+    n_ctx_train: int = _row("context_length", int, 1, 1 << 30, hf="max_position_embeddings")
+    n_embd: int = _row("embedding_length", int, 1, 1 << 20, hf="hidden_size")
+    n_ff: int = _row("feed_forward_length", int, 1, 1 << 24, hf="intermediate_size")
+    n_heads: int = _row("attention.head_count", int, 1, 65536, hf="num_attention_heads")
+    n_kv_heads: int = _row("attention.head_count_kv", int, 1, 65536, lambda v: v["n_heads"], "num_key_value_heads")
+    head_dim: int = _row("attention.key_length", int, 16, 1024, _default_head_dim, "head_dim")
+    value_dim: int = _row("attention.value_length", int, 16, 1024, lambda v: v["head_dim"], "head_dim")
+    eps: float = _row("attention.layer_norm_rms_epsilon", float, 1e-20, 1.0, hf="rms_norm_eps")
+    attn_scale: float = _row("attention.scale", float, 1e-9, 1e9, None)
+    attn_softcap: float = _row("attn_logit_softcapping", float, 0, 1e9, 0.0, "attn_logit_softcapping")
+    final_softcap: float = _row("final_logit_softcapping", float, 0, 1e9, 0.0, "final_logit_softcapping")
+    window: int = _row("attention.sliding_window", int, 0, 1 << 30, 0, "sliding_window")
+    window_pattern: int = _row("attention.sliding_window_pattern", int, 1, 1024, 1)
+    n_rot: int = _row("rope.dimension_count", int, 2, 1024, lambda v: v["head_dim"])
+    rope_base: float = _row("rope.freq_base", float, 1.0, 1e15, 10000.0)
+    rope_base_local: float = _row("rope.freq_base_swa", float, 1.0, 1e15, 10000.0)
+    rope_scaling: str = _row("rope.scaling.type", str, 0, 32, "none")
+    rope_factor: float = _row("rope.scaling.factor", float, 1e-3, 1e6, 1.0)
+    rope_n_ctx: int = _row("rope.scaling.original_context_length", int, 2, 1 << 30, lambda v: max(2, v["n_ctx_train"]))
+    rope_attn_factor: float = _row("rope.scaling.attn_factor", float, 1e-3, 1e3, 1.0)
+    yarn_attn_factor: float = _row("rope.scaling.yarn_attn_factor", float, 1e-3, 1e3, None)
+    yarn_beta_fast: float = _row("rope.scaling.yarn_beta_fast", float, 1e-3, 1e6, 32.0)
+    yarn_beta_slow: float = _row("rope.scaling.yarn_beta_slow", float, 1e-3, 1e6, 1.0)
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer attends only within the window: in patterns of n, the last layer of every n is global."""
+        return (layer + 1) % self.window_pattern != 0
+
+
+TABLE: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Config) if "spec" in f.metadata}
+
+
+def read(kv: Values, arch: Arch, path: str, n_vocab: int, n_ctx: int | None) -> Config:
+    """The table's values from a file's metadata; raises FormatError or UnsupportedModel naming key, value, range and file."""
+    values: dict[str, Any] = {}
+    for name, spec in TABLE.items():
+        key = f"{arch.name}.{spec.key}"
+        raw = kv.get(key)
+        if raw is None:
+            default = arch.defaults.get(name, spec.default)
+            if default is REQUIRED:
+                raise errors.FormatError(f"{path}: the metadata has no {key}\nhint: the file is incomplete; download or convert it again")
+            raw = default(values) if callable(default) else default
+            if raw is None:
+                values[name] = None
+                continue
+        values[name] = _checked(key, spec, _same_for_all_layers(key, raw, path), path)
+    config = Config(path=path, arch=arch.name, n_vocab=n_vocab, n_ctx=n_ctx or values["n_ctx_train"], **values)
+    _check_together(config)
+    return config
+
+
+def _same_for_all_layers(key: str, raw: Any, path: str) -> Any:
+    if isinstance(raw, str) or not hasattr(raw, "__len__"):
+        return raw
+    items = {x if isinstance(x, str) else x.item() for x in raw}
+    if len(items) != 1:
+        raise errors.UnsupportedModel(f"{path}: {key} differs from layer to layer, which this architecture cannot express\n"
+                                      "hint: the file may be a variant that needs its own description in models/")
+    return items.pop()
+
+
+def _checked(key: str, spec: Spec, raw: Any, path: str) -> Any:
+    good = isinstance(raw, str) if spec.type is str else isinstance(raw, (int, float)) and not isinstance(raw, bool)
+    if good and spec.type is int:
+        good = raw == int(raw) if isfinite(raw) else False
+    if good:
+        value = spec.type(raw)
+        size = len(value) if spec.type is str else value
+        if spec.low <= size <= spec.high:
+            return value
+    wanted = "a short name" if spec.type is str else f"{'a whole' if spec.type is int else 'a'} number from {spec.low:g} to {spec.high:g}"
+    raise errors.FormatError(f"{path}: {key} is {raw!r}, not {wanted}\nhint: the file is damaged; download or convert it again")
+
+
+def _check_together(c: Config) -> None:
+    def fail(what: str) -> None:
+        raise errors.FormatError(f"{c.path}: {what}\nhint: the file is damaged; download or convert it again")
+
+    if c.n_heads % c.n_kv_heads:
+        fail(f"{c.arch}.attention.head_count {c.n_heads} is not a multiple of head_count_kv {c.n_kv_heads}")
+    if c.n_rot % 2 or c.n_rot > c.head_dim:
+        fail(f"{c.arch}.rope.dimension_count {c.n_rot} is not even or exceeds the head size {c.head_dim}")
+    if c.head_dim % 16 or c.value_dim != c.head_dim:
+        raise errors.UnsupportedModel(f"{c.path}: attention heads of {c.head_dim} (keys) and {c.value_dim} (values) cannot run: "
+                                      "both must be one multiple of 16\nhint: choose a model with another head size")

@@ -1,0 +1,125 @@
+"""The tape in numpy float64: slow and obvious, the yardstick for the C engine and for tapes themselves.
+
+Every value can be looked at by name. Nothing here is quantized, chunked or fused, so it differs from the engine by the engine's
+rounding only (and by its activation quantization where weights are quantized).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Weights = Callable[[str], NDArray[Any]]
+
+
+def run(tape: str, weights: Weights, tokens: Sequence[int]) -> Array:
+    """Logits [len(tokens), n_vocab] at every position of one sequence. weights: tensor name to values, [out, in] or [n]."""
+    return values(tape, weights, tokens)["logits"]
+
+
+def values(tape: str, weights: Weights, tokens: Sequence[int]) -> dict[str, Array]:
+    """Every value of the tape by name, each [len(tokens), width]."""
+    run = _Run(weights, tokens)
+    lines = [line for line in tape.split("\n") if line and not line.startswith("#")]
+    if lines[0] != "pyllm-tape 1":
+        raise ValueError(f"not a tape: {lines[0]!r}")
+    for line in lines[1:]:
+        op, name, *rest = line.split(" ")
+        if op == "table":
+            run.tables[name] = np.array([float.fromhex(x) for x in rest])
+        elif op not in ("hparam", "ignore"):
+            params = dict(pair.split("=", 1) for pair in rest)
+            inputs = [run.values[v] for v in params.pop("in", "").split(",") if v]
+            outs = getattr(run, op)(*inputs, **params)
+            for out, value in zip(name.split(","), outs if isinstance(outs, tuple) else (outs,), strict=True):
+                assert np.ndim(value) == 2 and out not in run.values, f"{line}: bad output {out}"
+                run.values[out] = value
+    return run.values
+
+
+class _Run:
+    """One method an op: inputs as arrays, parameters as the tape's text."""
+
+    def __init__(self, weights: Weights, tokens: Sequence[int]) -> None:
+        self.weights, self.tokens = weights, np.asarray(tokens)
+        self.values: dict[str, Array] = {}
+        self.tables: Mapping[str, Array] | dict[str, Array] = {}
+
+    def weight(self, name: str) -> Array:
+        stem, _, span = name.partition("[")
+        whole = np.asarray(self.weights(stem), np.float64)
+        if not span:
+            return whole
+        a, b = map(int, span[:-1].split(":"))
+        return whole[a:b]
+
+    def plus(self, y: Array, add: str | None) -> Array:
+        return y if add is None else y + self.values[add]
+
+    def embed(self, w: str, scale: str) -> Array:
+        return np.asarray(self.weights(w)[self.tokens], np.float64) * float.fromhex(scale)
+
+    def angles(self, table: str, mscale: str) -> Array:
+        turn = np.arange(len(self.tokens))[:, None] * self.tables[table]
+        return np.concatenate([np.cos(turn), np.sin(turn)], axis=1) * float.fromhex(mscale)
+
+    def norm(self, x: Array, w: str, eps: str, add: str | None = None) -> Array:
+        return self.plus(_rms(x, self.weight(w), float.fromhex(eps)), add)
+
+    def linear(self, x: Array, w: str, bias: str, add: str | None = None) -> tuple[Array, ...]:
+        return tuple(self.plus(x @ self.weight(m).T + (0 if b == "-" else self.weight(b)), add)
+                     for m, b in zip(w.split(","), bias.split(","), strict=True))
+
+    def rope(self, q: Array, k: Array, angles: str, heads: str, dim: str, rot: str, neox: str, norm: str, eps: str) -> tuple[Array, ...]:
+        n = int(rot) // 2
+        cos, sin = np.split(self.values[angles][:, None, :], 2, axis=2)
+        first, second = (slice(0, n), slice(n, 2 * n)) if neox == "1" else (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
+        out = []
+        for x, count, weight in zip((q, k), heads.split(","), norm.split(","), strict=True):
+            x = x.reshape(len(x), int(count), int(dim))
+            x = x.copy() if weight == "-" else _rms(x, self.weight(weight), float.fromhex(eps))
+            a, b = x[..., first].copy(), x[..., second].copy()
+            x[..., first], x[..., second] = a * cos - b * sin, b * cos + a * sin
+            out.append(x.reshape(len(x), -1))
+        return tuple(out)
+
+    def attn(self, q: Array, k: Array, v: Array, layer: str, heads: str, kv_heads: str, dim: str, scale: str, window: str,
+             softcap: str) -> Array:
+        t, cap, w = len(q), float.fromhex(softcap), int(window)
+        group = int(heads) // int(kv_heads)
+        q, k, v = (x.reshape(t, -1, int(dim)).swapaxes(0, 1) for x in (q, k, v))       # [heads, T, dim]
+        k, v = np.repeat(k, group, axis=0), np.repeat(v, group, axis=0)
+        scores = q @ k.swapaxes(1, 2) * float.fromhex(scale)
+        if cap:
+            scores = cap * np.tanh(scores / cap)
+        back = np.arange(t)[:, None] - np.arange(t)
+        scores[:, (back < 0) | (back >= w if w else False)] = -np.inf
+        p = np.exp(scores - scores.max(axis=2, keepdims=True))
+        o = (p / p.sum(axis=2, keepdims=True)) @ v
+        return np.ascontiguousarray(o.swapaxes(0, 1)).reshape(t, -1)
+
+    def gated(self, x: Array, w: str, act: str) -> Array:
+        gate, up = (x @ self.weight(m).T for m in w.split(","))
+        if act == "silu":
+            return gate / (1 + np.exp(-gate)) * up
+        return 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
+
+    def rows(self, x: Array) -> Array:
+        return x        # every position's logits are wanted here
+
+    def softcap(self, x: Array, cap: str) -> Array:
+        return float.fromhex(cap) * np.tanh(x / float.fromhex(cap))
+
+    def scale(self, x: Array, by: str) -> Array:
+        return x * float.fromhex(by)
+
+    def add(self, x: Array, z: Array) -> Array:
+        return x + z
+
+
+def _rms(x: Array, w: Array, eps: float) -> Array:
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * w
