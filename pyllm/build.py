@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from math import sqrt       # correctly rounded everywhere (IEEE 754), so fit for a tape
+from math import sqrt  # correctly rounded everywhere (IEEE 754), so fit for a tape
 from typing import Protocol, overload
 
 import numpy as np
@@ -232,5 +232,5 @@ def f32_hex(x: float) -> str:
     try:
         mantissa, exponent = struct.unpack("<f", struct.pack("<f", x))[0].hex().split("p")
     except (OverflowError, ValueError):
-        raise errors.FormatError(f"{x} does not fit a 32-bit float\nhint: a hyperparameter of the file is out of any sensible range") from None
+        raise errors.FormatError(f"{x} does not fit a 32-bit float\nhint: a hyperparameter is out of any sensible range") from None
     return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}p{exponent}"

@@ -23,8 +23,8 @@ class TensorInfo(NamedTuple):
 
     type: str
     shape: tuple[int, ...]
-    index: int
-    bytes: int
+    id: int
+    n_bytes: int
 
 
 class Metadata(Mapping[str, Any]):
@@ -104,10 +104,10 @@ class GGUF:
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor's values as float32, numpy order: the contiguous dimension last."""
         info, raw, err = self.tensors[name], ffi.new("pyllm_tensor *"), new_error()
-        lib.pyllm_gguf_tensor(self.handle, info.index, raw)
-        data = bytearray(info.bytes)
+        lib.pyllm_gguf_tensor(self.handle, info.id, raw)
+        data = bytearray(info.n_bytes)
         out = np.empty(tuple(reversed(info.shape)), np.float32)
-        check(lib.pyllm_gguf_read(self.handle, info.index, 0, info.bytes, ffi.from_buffer(data), err), err)
+        check(lib.pyllm_gguf_read(self.handle, info.id, 0, info.n_bytes, ffi.from_buffer(data), err), err)
         check(lib.pyllm_dequantize(raw.type, ffi.from_buffer(data), out.size, ffi.from_buffer("float *", out), err), err)
         return out
 

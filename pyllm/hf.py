@@ -6,7 +6,7 @@ The knowledge of each family is in models/: its name map and the few changes to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from math import sqrt       # correctly rounded everywhere (IEEE 754), unlike exp, log and pow
+from math import sqrt  # correctly rounded everywhere (IEEE 754), unlike exp, log and pow
 from typing import Any
 
 import numpy as np

@@ -6,7 +6,7 @@ rounding only (and by its activation quantization where weights are quantized).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class _Run:
     def __init__(self, weights: Weights, tokens: Sequence[int]) -> None:
         self.weights, self.tokens = weights, np.asarray(tokens)
         self.values: dict[str, Array] = {}
-        self.tables: Mapping[str, Array] | dict[str, Array] = {}
+        self.tables: dict[str, Array] = {}
 
     def weight(self, name: str) -> Array:
         stem, _, span = name.partition("[")
@@ -105,14 +105,17 @@ class _Run:
     def gated(self, x: Array, w: str, act: str) -> Array:
         gate, up = (x @ self.weight(m).T for m in w.split(","))
         if act == "silu":
-            return gate / (1 + np.exp(-gate)) * up
-        return 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
+            y: Array = gate / (1 + np.exp(-gate))
+        else:
+            y = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        return y * up
 
     def rows(self, x: Array) -> Array:
         return x        # every position's logits are wanted here
 
     def softcap(self, x: Array, cap: str) -> Array:
-        return float.fromhex(cap) * np.tanh(x / float.fromhex(cap))
+        y: Array = float.fromhex(cap) * np.tanh(x / float.fromhex(cap))
+        return y
 
     def scale(self, x: Array, by: str) -> Array:
         return x * float.fromhex(by)
@@ -122,4 +125,5 @@ class _Run:
 
 
 def _rms(x: Array, w: Array, eps: float) -> Array:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * w
+    y: Array = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * w
+    return y

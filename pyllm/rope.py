@@ -7,7 +7,7 @@ the library's own pow and log, never math.log and the like, so that a tape has t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, floor     # exact
+from math import ceil, floor  # exact
 
 from . import errors
 from ._core import lib
@@ -25,7 +25,7 @@ def frequencies(c: Config, factors: Sequence[float] | None = None) -> tuple[list
         if len(factors) != len(plain) or not all(0 < x < 1e30 for x in factors):
             raise errors.FormatError(f"{c.path}: the rope factors are not {len(plain)} positive numbers\n"
                                      "hint: the file is damaged; download or convert it again")
-        plain = [f / x for f, x in zip(plain, factors)]
+        plain = [f / x for f, x in zip(plain, factors, strict=True)]
     if c.rope_scaling in ("none", "longrope", "su"):
         return plain, c.rope_attn_factor
     if c.rope_scaling == "linear":
@@ -44,7 +44,8 @@ def _yarn(c: Config, plain: list[float]) -> tuple[list[float], float]:
     interpolated, with a ramp between; cos and sin grow by 0.1 ln(factor) + 1."""
 
     def pair_of(rotations: float) -> float:         # the pair that makes so many turns in the trained context
-        return c.n_rot * lib.pyllm_math_log(c.rope_n_ctx / (rotations * 2 * PI)) / (2 * lib.pyllm_math_log(c.rope_base))
+        x: float = c.n_rot * lib.pyllm_math_log(c.rope_n_ctx / (rotations * 2 * PI)) / (2 * lib.pyllm_math_log(c.rope_base))
+        return x
 
     if c.rope_base <= 1:
         raise errors.FormatError(f"{c.path}: yarn needs a rope.freq_base above 1, not {c.rope_base}\nhint: the file is damaged")
@@ -52,6 +53,6 @@ def _yarn(c: Config, plain: list[float]) -> tuple[list[float], float]:
     high = min(ceil(pair_of(c.yarn_beta_slow)), c.n_rot - 1)
     width = max(high - low, 0.001)
     ramp = [min(1.0, max(0.0, (i - low) / width)) for i in range(len(plain))]
-    mixed = [f / c.rope_factor * r + f * (1 - r) for f, r in zip(plain, ramp)]
+    mixed = [f / c.rope_factor * r + f * (1 - r) for f, r in zip(plain, ramp, strict=True)]
     grow = 0.1 * lib.pyllm_math_log(c.rope_factor) + 1 if c.rope_factor > 1 else 1.0
     return mixed, (grow if c.yarn_attn_factor is None else c.yarn_attn_factor) * c.rope_attn_factor

@@ -1,0 +1,66 @@
+#include "pack.h"
+
+#include <string.h>
+
+typedef struct field { uint8_t offset, width, count; } field;
+
+/* Fields of a file block in packed order (4-byte fields first where there are any); count 0 ends the list. */
+static const field layouts[QTYPE_COUNT][5] = {
+    [QTYPE_F32] = {{0, 4, 1}},
+    [QTYPE_F16] = {{0, 2, 1}},
+    [QTYPE_BF16] = {{0, 2, 1}},
+    [QTYPE_Q4_0] = {{2, 4, 4}, {0, 2, 1}},                              /* qs, d */
+    [QTYPE_Q4_1] = {{4, 4, 4}, {0, 2, 2}},                              /* qs, d and m */
+    [QTYPE_Q5_0] = {{6, 4, 4}, {2, 4, 1}, {0, 2, 1}},                   /* qs, qh, d */
+    [QTYPE_Q5_1] = {{8, 4, 4}, {4, 4, 1}, {0, 2, 2}},                   /* qs, qh, d and m */
+    [QTYPE_Q8_0] = {{2, 4, 8}, {0, 2, 1}},                              /* qs, d */
+    [QTYPE_IQ4_NL] = {{2, 4, 4}, {0, 2, 1}},                            /* qs, d */
+    [QTYPE_MXFP4] = {{1, 4, 4}, {0, 1, 1}},                             /* qs, e */
+    [QTYPE_Q2_K] = {{16, 4, 16}, {0, 4, 4}, {80, 2, 2}},                /* qs, scales, d and dmin */
+    [QTYPE_Q3_K] = {{32, 4, 16}, {0, 4, 8}, {96, 4, 3}, {108, 2, 1}},   /* qs, hmask, scales, d */
+    [QTYPE_Q4_K] = {{16, 4, 32}, {4, 4, 3}, {0, 2, 2}},                 /* qs, scales, d and dmin */
+    [QTYPE_Q5_K] = {{48, 4, 32}, {16, 4, 8}, {4, 4, 3}, {0, 2, 2}},     /* qs, qh, scales, d and dmin */
+    [QTYPE_Q6_K] = {{0, 4, 32}, {128, 4, 16}, {192, 4, 4}, {208, 2, 1}},/* ql, qh, scales, d */
+    [QTYPE_IQ4_XS] = {{8, 4, 32}, {4, 4, 1}, {0, 2, 2}},                /* qs, scales_l, d and scales_h */
+};
+
+size_t pack_group_bytes(uint32_t type, int64_t k) {
+    return (size_t)(k / qtype_get(type)->elems) * (size_t)qtype_get(type)->bytes * GROUP;
+}
+
+static void transpose(const uint8_t *const *rows, size_t at, const field *f, uint8_t *dst) {
+    for (int e = 0; e < f->count; e++, at += f->width, dst += f->width * GROUP)
+        for (int r = 0; r < GROUP; r++) switch (f->width) {
+            case 4: memcpy(dst + 4 * r, rows[r] + at, 4); break;
+            case 2: memcpy(dst + 2 * r, rows[r] + at, 2); break;
+            default: dst[r] = rows[r][at];
+        }
+}
+
+void pack_group(uint32_t type, const uint8_t *src, size_t row_bytes, int n_rows, int64_t k, uint8_t *dst) {
+    static const uint8_t zero[256];         /* any block of a row that does not exist */
+    const qtype_info *q = qtype_get(type);
+    size_t bytes = (size_t)q->bytes;
+    const uint8_t *rows[GROUP];
+    for (int64_t b = 0; b < k / q->elems; b++) {
+        for (int r = 0; r < GROUP; r++) rows[r] = r < n_rows ? src + (size_t)r * row_bytes + (size_t)b * bytes : zero;
+        if (!layouts[type][0].width)
+            for (int r = 0; r < GROUP; r++, dst += bytes) memcpy(dst, rows[r], bytes);
+        for (const field *f = layouts[type]; f->count; f++) {
+            transpose(rows, f->offset, f, dst);
+            dst += (size_t)f->width * f->count * GROUP;
+        }
+    }
+}
+
+void unpack_row(uint32_t type, const uint8_t *group, int r, int64_t k, uint8_t *dst) {
+    const qtype_info *q = qtype_get(type);
+    size_t bytes = (size_t)q->bytes;
+    for (int64_t b = 0; b < k / q->elems; b++, dst += bytes, group += bytes * GROUP) {
+        const uint8_t *src = group;
+        if (!layouts[type][0].width) memcpy(dst, group + (size_t)r * bytes, bytes);
+        for (const field *f = layouts[type]; f->count; f++)
+            for (int e = 0; e < f->count; e++, src += f->width * GROUP)
+                memcpy(dst + f->offset + e * f->width, src + r * f->width, f->width);
+    }
+}

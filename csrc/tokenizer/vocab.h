@@ -1,0 +1,67 @@
+/* The vocabulary shared by all tokenizer kinds, and what a tokenizer object is made of. */
+#ifndef PYLLM_TOKENIZER_VOCAB_H
+#define PYLLM_TOKENIZER_VOCAB_H
+#include "pretokenize.h"
+#include "tokenizer.h"
+
+enum token_kind { TOKEN_NORMAL = 1, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE };
+enum tokenizer_kind { KIND_BPE, KIND_SPM };
+
+typedef struct span { uint32_t at, len; } span;         /* of an arena */
+
+/* Bytes to id: open addressing, ids, -1 empty. */
+typedef struct id_table {
+    int32_t *slot;
+    uint32_t mask;
+} id_table;
+
+typedef struct merge { uint64_t pair; int32_t rank, id; } merge;     /* pair = left << 32 | right; rank -1: empty */
+
+struct pyllm_tokenizer {
+    int kind;
+    int32_t n;
+    char *arena;                /* texts, then bytes where they differ */
+    span *text, *bytes;         /* [n] as in the file; as they appear in text */
+    uint8_t *type, *is_end;     /* [n] */
+    float *scores;              /* [n], sentencepiece */
+    id_table by_bytes;          /* normal, byte and unused tokens; sentencepiece: all */
+    id_table special;           /* control and user-defined tokens by their text */
+    uint8_t special_start[8192];    /* bit per first two bytes of a special token (one-byte ones set all) */
+    uint8_t *special_lengths;   /* bit per length, up to special_max */
+    uint32_t special_max;
+    int32_t byte_ids[256];
+    merge *merges;              /* open addressing by pair */
+    uint32_t merges_mask;
+    const pretokenizer *pre;
+    int32_t ids[8];             /* enum of pyllm_token_special */
+    int add_bos, add_eos, add_space_prefix, strip_after_special;
+};
+
+/* Collects ids: counts all, keeps the first max. */
+typedef struct id_list {
+    int32_t *ids;
+    int64_t n, max;
+    pyllm_error *err;
+} id_list;
+static inline void id_add(id_list *l, int32_t id) {
+    if (l->n < l->max) l->ids[l->n] = id;
+    l->n++;
+}
+
+int32_t id_find(const pyllm_tokenizer *t, const id_table *h, const span *spans, const char *s, size_t n);
+int id_table_new(id_table *h, int64_t n);
+void id_put(const pyllm_tokenizer *t, id_table *h, const span *spans, int32_t id);
+/* Rank and result of joining two tokens; NULL if they never join. */
+const merge *merge_find(const pyllm_tokenizer *t, int32_t left, int32_t right);
+
+/* Tokens of a text without special tokens. */
+int bpe_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
+int spm_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
+
+/* A binary heap of candidate joins, best first: higher score, then lower position. Room for every join that a text of n symbols can propose
+   is 3n: n - 1 at first and two for each of at most n - 1 joins. */
+typedef struct candidate { float score; int32_t left, right, id; uint32_t size; } candidate;
+typedef struct heap { candidate *c; int64_t n; } heap;
+void heap_push(heap *h, candidate c);
+candidate heap_pop(heap *h);
+#endif

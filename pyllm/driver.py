@@ -1,0 +1,149 @@
+"""The thread that runs an engine: it takes requests from any thread and shares every step among them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from . import errors
+from .engine import MAX_ROWS, Engine
+from .generation import Generation
+from .scheduler import Rows, Scheduler, Task
+
+T = TypeVar("T")
+
+
+class Driver:
+    """Owns the engine's thread. It sleeps while there is nothing to do. evict(): gives idle sessions' memory back, True if any."""
+
+    def __init__(self, engine: Engine, evict: Callable[[], bool]) -> None:
+        self._engine = engine
+        self._work = threading.Condition()
+        self._jobs: list[Callable[[], None]] = []
+        self._generations: dict[Task, Generation] = {}
+        self._closing = False
+        self._step_of: Generation | None = None     # the only request in the running step
+        self._scheduler = Scheduler(MAX_ROWS, engine.open_seq, engine.close_seq, engine.free_pages, evict)
+        self._thread = threading.Thread(target=self._run, name="pyllm-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, g: Generation) -> None:
+        def add() -> None:
+            self._generations[g.task] = g
+            self._scheduler.add(g.task)
+        self._post(add)
+
+    def cancel(self, g: Generation) -> None:
+        """Drops a request; a step that runs for it alone stops at the next tile."""
+        with self._work:
+            if self._step_of is g:
+                self._engine.cancel[0] = 1
+        self._post(lambda: self._drop(g))
+
+    def call(self, fn: Callable[[], T]) -> T:
+        """Runs fn between two steps, on the engine's thread, and returns its result."""
+        done = threading.Event()
+        box: list[Any] = [None, None]
+
+        def job() -> None:
+            try:
+                box[0] = fn()
+            except BaseException as e:      # handed to the caller
+                box[1] = e
+            done.set()
+
+        self._post(job)
+        done.wait()
+        if box[1] is not None:
+            raise box[1]
+        result: T = box[0]
+        return result
+
+    def close(self) -> None:
+        """Ends every request with Closed and the thread; returns when it has ended."""
+        with self._work:
+            self._closing = True
+            self._engine.cancel[0] = 1
+            self._work.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _post(self, job: Callable[[], None]) -> None:
+        with self._work:
+            if self._closing:
+                raise errors.Closed("the model is closed")
+            self._jobs.append(job)
+            self._work.notify()
+
+    # ---- the engine's thread ----
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                while not self._jobs and not self._closing and self._scheduler.idle:
+                    self._work.wait()
+                jobs, self._jobs = self._jobs, []
+                if self._closing:
+                    break
+            for job in jobs:
+                job()
+            rows = self._scheduler.next_step()
+            if rows:
+                self._step(rows)
+        for job in jobs:
+            job()
+        for g in list(self._generations.values()):
+            g.fail(errors.Closed("the model was closed while this request ran"))
+
+    def _step(self, rows: list[Rows]) -> None:
+        generations = [self._generations[r.task] for r in rows]
+        for g in generations:
+            g.begin()
+        with self._work:
+            if self._closing:
+                return
+            self._step_of = generations[0] if len(rows) == 1 else None
+            self._engine.cancel[0] = 1 if self._step_of is not None and self._step_of.cancelled else 0
+        try:
+            self._engine.step([(r.task.seq, r.task.tokens[r.task.done:r.task.done + r.n], int(r.want)) for r in rows])  # type: ignore[misc]
+        except errors.Cancelled:
+            return
+        except errors.Error as e:
+            for g in generations:
+                self._end(g, e)
+            return
+        finally:
+            with self._work:
+                self._step_of = None
+        self._scheduler.advance(rows)
+        at = 0
+        for r, g in zip(rows, generations, strict=True):
+            if not r.want:
+                continue
+            logits = self._engine.logits[at]
+            at += 1
+            if g.cancelled:
+                continue
+            try:
+                g.accept(logits)
+            except Exception as e:          # a broken logits processor or non-finite logits end this request only
+                self._end(g, e)
+            if g.ended:
+                self._end(g, None)
+
+    def _drop(self, g: Generation) -> None:
+        if not g.ended:
+            g.end_cancelled()
+        self._end(g, None)
+
+    def _end(self, g: Generation, error: BaseException | None) -> None:
+        if self._generations.pop(g.task, None) is None:
+            return
+        self._scheduler.remove(g.task)
+        if error is not None:
+            g.fail(error)
+        if not g.keep_seq and g.task.seq is not None:
+            self._engine.close_seq(g.task.seq)
+            g.task.seq = None
+        g.released.set()

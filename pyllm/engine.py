@@ -1,0 +1,127 @@
+"""The C engine behind Python types: loading, sequences, steps. One thread at a time may call an Engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import errors
+from ._core import check, ffi, lib, new_error
+
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
+MAX_ROWS = 512      # rows of one step: a prompt chunk keeps the matrix kernels busy
+MAX_SEQS = 16
+MAX_LOGITS = 64
+
+
+class Engine:
+    """A loaded model with its KV cache. path: GGUF file; tape: text of docs/tape.md; n_positions: KV room in tokens."""
+
+    def __init__(self, gguf: Any, tape: str, *, threads: int, kv: str, n_positions: int, level: str | None) -> None:
+        self._text = tape.encode()
+        err = new_error()
+        self._model = self._engine = ffi.NULL
+        self.cancel = ffi.new("int32_t *")
+        out = ffi.new("pyllm_model **")
+        name = ffi.NULL if level is None else level.encode()
+        check(lib.pyllm_model_load(gguf, self._text, len(self._text), name, threads, self.cancel, out, err), err)
+        self._model = out[0]
+        self.params = engine_params(threads, kv, n_positions)
+        made = ffi.new("pyllm_engine **")
+        try:
+            check(lib.pyllm_engine_new(self._model, self.params, made, err), err)
+        except errors.Error:
+            self.close()
+            raise
+        self._engine = made[0]
+        self.n_vocab: int = lib.pyllm_model_n_vocab(self._model)
+        self.weight_bytes: int = lib.pyllm_model_weight_bytes(self._model)
+        self._tokens = np.zeros(MAX_ROWS, np.int32)
+        self._seqs = np.zeros(MAX_ROWS, np.int32)
+        self._want = np.zeros(MAX_ROWS, np.uint8)
+        self.logits: NDArray[np.float32] = np.empty((MAX_LOGITS, self.n_vocab), np.float32)
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Returns all memory and threads. Safe to call twice."""
+        if self._engine != ffi.NULL:
+            lib.pyllm_engine_free(self._engine)
+        if self._model != ffi.NULL:
+            lib.pyllm_model_free(self._model)
+        self._model = self._engine = ffi.NULL
+
+    def open_seq(self) -> int | None:
+        """A new, empty sequence, or None when all MAX_SEQS are in use."""
+        seq: int = lib.pyllm_seq_new(self._engine, ffi.NULL)
+        return seq if seq >= 0 else None
+
+    def close_seq(self, seq: int) -> None:
+        lib.pyllm_seq_free(self._engine, seq)
+
+    def length(self, seq: int) -> int:
+        n: int = lib.pyllm_seq_length(self._engine, seq)
+        return n
+
+    def truncate(self, seq: int, n: int) -> bool:
+        """Cuts a sequence to n tokens; False when its window's pages are gone and it must start again from 0."""
+        return bool(lib.pyllm_seq_truncate(self._engine, seq, n, ffi.NULL) == 0)
+
+    def free_pages(self) -> int:
+        n: int = lib.pyllm_engine_free_positions(self._engine)
+        return n // 16
+
+    def step(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> int:
+        """Runs (sequence, tokens, number of last tokens that want logits) triples as one batch; logits are in self.logits[:returned]."""
+        at = wanted = 0
+        for seq, tokens, want in rows:
+            n = len(tokens)
+            self._tokens[at:at + n] = tokens
+            self._seqs[at:at + n] = seq
+            self._want[at:at + n - want] = 0
+            self._want[at + n - want:at + n] = 1
+            at += n
+            wanted += want
+        err = new_error()
+        check(lib.pyllm_step(self._engine, at, ffi.from_buffer("int32_t *", self._tokens), ffi.from_buffer("int32_t *", self._seqs),
+                             ffi.from_buffer("uint8_t *", self._want), ffi.from_buffer("float *", self.logits), self.cancel, err), err)
+        return wanted
+
+    def save(self, seq: int) -> bytes:
+        """The sequence's KV cache as bytes, checksummed."""
+        err = new_error()
+        n = check(lib.pyllm_seq_save(self._engine, seq, ffi.NULL, 0, err), err)
+        out = bytearray(n)
+        check(lib.pyllm_seq_save(self._engine, seq, ffi.from_buffer(out), n, err), err)
+        return bytes(out)
+
+    def restore(self, seq: int, data: bytes) -> None:
+        err = new_error()
+        check(lib.pyllm_seq_restore(self._engine, seq, ffi.from_buffer(data), len(data), err), err)
+
+    def kernels(self) -> list[str]:
+        """"slot=symbol" of every kernel that a run of this model can call."""
+        names: list[str] = []
+        while (name := lib.pyllm_model_kernel(self._model, len(names))) != ffi.NULL:
+            names.append(ffi.string(name).decode())
+        return names
+
+
+def engine_params(threads: int, kv: str, n_positions: int) -> Any:
+    if kv not in KV_TYPES:
+        raise errors.ArgumentError(f"kv type {kv!r} does not exist\nhint: one of {', '.join(KV_TYPES)}")
+    return ffi.new("pyllm_engine_params *", {
+        "n_threads": threads, "kv_type": KV_TYPES[kv], "max_rows": MAX_ROWS, "max_seqs": MAX_SEQS,
+        "n_positions": n_positions, "max_logits": MAX_LOGITS})
+
+
+def plan_bytes(gguf: Any, tape: str, threads: int, kv: str, n_positions: int) -> tuple[int, int, int]:
+    """(weights, KV, activations) in bytes, without taking them."""
+    text, err = tape.encode(), new_error()
+    weights, cache, act = ffi.new("int64_t *"), ffi.new("int64_t *"), ffi.new("int64_t *")
+    check(lib.pyllm_model_plan(gguf, text, len(text), weights, err), err)
+    check(lib.pyllm_engine_plan(gguf, text, len(text), engine_params(threads, kv, n_positions), cache, act, err), err)
+    return weights[0], cache[0], act[0]

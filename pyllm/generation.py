@@ -1,0 +1,208 @@
+"""One request on its way through the engine: sampling, text, stop strings, and delivery to the thread or task that waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import errors
+from .chat import ReasoningSplitter
+from .replies import Chunk, FinishReason, Logprob, Reply, Timings, Usage
+from .sampling import Options, Sampler
+from .scheduler import Task
+from .tokenizer import StreamDecoder, Tokenizer
+
+
+class StopFilter:
+    """Passes text through until one of the stop strings appears; holds back what may be the beginning of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops, self._held = stops, ""
+        self.stopped = False
+
+    def feed(self, text: str) -> str:
+        """Text that is safe to show. After a stop string nothing more comes."""
+        if not self._stops or self.stopped:
+            return "" if self.stopped else text
+        self._held += text
+        found = [at for at in (self._held.find(s) for s in self._stops) if at >= 0]
+        if found:
+            self.stopped = True
+            out, self._held = self._held[:min(found)], ""
+            return out
+        keep = max((n for s in self._stops for n in range(1, min(len(s), len(self._held) + 1)) if self._held.endswith(s[:n])), default=0)
+        out, self._held = self._held[:len(self._held) - keep], self._held[len(self._held) - keep:]
+        return out
+
+    def finish(self) -> str:
+        out, self._held = self._held, ""
+        return "" if self.stopped else out
+
+
+class Generation:
+    """Driver side: `accept` per token, `fail`. Consumer side: iteration, `cancel`, `reply`."""
+
+    def __init__(self, prompt: list[int], options: Options, tokenizer: Tokenizer, sampler: Sampler, ctx: int,
+                 on_cancel: Callable[[Generation], None], *, splitter: ReasoningSplitter | None, seq: int | None = None,
+                 cached: int = 0) -> None:
+        self.task = Task(list(prompt), seq, cached)
+        self.n_prompt, self.cached = len(prompt), cached
+        self.keep_seq = seq is not None
+        self.cancelled = self.ended = False
+        self.released = threading.Event()       # the engine holds nothing of it any more
+        self.reply: Reply | None = None
+        self._options, self._tokenizer, self._sampler, self._on_cancel = options, tokenizer, sampler, on_cancel
+        limit = ctx - len(prompt)
+        self._limit = limit if options.max_tokens is None else min(limit, options.max_tokens)
+        self._decoder, self._stop = StreamDecoder(tokenizer), StopFilter(options.stops)
+        self._splitter = splitter
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._logprobs: list[Logprob] = []
+        self._events: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
+        self._wake: Callable[[], None] | None = None
+        self._start = time.perf_counter()
+        self._begun = self._first = 0.0
+        sampler.accept(prompt)
+
+    # ---- driver side ----
+
+    def begin(self) -> None:
+        """Its first step is about to run."""
+        self._begun = self._begun or time.perf_counter()
+
+    def accept(self, logits: NDArray[np.float32]) -> None:
+        """Chooses the next token from the logits of the last row; ends the request where it has to end."""
+        if self._options.logits_processor is not None:
+            mine = logits.copy()
+            changed = self._options.logits_processor(tuple(self.task.tokens), mine)
+            changed = mine if changed is None else np.ascontiguousarray(changed, np.float32)
+            if changed.shape != logits.shape:
+                raise errors.ArgumentError(f"logits_processor returned shape {changed.shape}, not {logits.shape}")
+            logits = changed
+        token = self._sampler.sample(logits, len(self.task.tokens))
+        self._first = self._first or time.perf_counter()
+        self._sampler.accept((token,))
+        self.task.tokens.append(token)
+        if self._options.logprobs is not None:
+            value, top = self._sampler.logprob()
+            self._logprobs.append(Logprob(token, value, top))
+        if self._tokenizer.is_end(token):
+            self._finish("stop")
+            return
+        self._show(self._stop.feed(self._decoder.feed(token)))
+        if self._stop.stopped:
+            self._finish("stop")
+        elif len(self.task.tokens) - self.n_prompt >= self._limit:
+            self._finish("length")
+
+    def fail(self, error: BaseException) -> None:
+        if not self.ended:
+            self.ended = True
+            self._put(error)
+
+    def end_cancelled(self) -> None:
+        if not self.ended:
+            self._finish("cancelled")
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.ended = True
+        if reason != "cancelled" and not self._stop.stopped:
+            self._show(self._stop.feed(self._decoder.finish()) + self._stop.finish())
+        if self._splitter is not None:
+            self._emit(*self._splitter.finish())
+        now = time.perf_counter()
+        n = len(self.task.tokens) - self.n_prompt
+        begun, first = self._begun or now, self._first or now
+        prompt_s, predicted_s = first - begun, now - first
+        self.reply = Reply(
+            text="".join(self._text), tokens=tuple(self.task.tokens[self.n_prompt:]), finish_reason=reason,
+            usage=Usage(self.n_prompt, n, self.cached),
+            timings=Timings(begun - self._start, prompt_s, predicted_s, (self.n_prompt - self.cached) / prompt_s if prompt_s else 0.0,
+                            (n - 1) / predicted_s if n > 1 and predicted_s else 0.0),
+            reasoning="".join(self._reasoning) if self._reasoning else None, logprobs=tuple(self._logprobs))
+        self._put(None)
+
+    def _show(self, text: str) -> None:
+        if self._splitter is None:
+            self._emit("", text)
+        elif text:
+            self._emit(*self._splitter.feed(text))
+
+    def _emit(self, reasoning: str, text: str) -> None:
+        if reasoning or text:
+            self._text.append(text)
+            if reasoning:
+                self._reasoning.append(reasoning)
+            self._put(Chunk(text, reasoning))
+
+    def _put(self, event: Chunk | BaseException | None) -> None:
+        self._events.put(event)
+        wake = self._wake
+        if wake is not None:
+            wake()
+
+    # ---- consumer side ----
+
+    def cancel(self) -> None:
+        """Returns at once; the engine drops the request before or during its next step."""
+        if not self.ended and not self.cancelled:
+            self.cancelled = True
+            self._on_cancel(self)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        while True:
+            event = self._events.get()
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    async def chunks_async(self) -> AsyncIterator[Chunk]:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(ready.set)
+            except RuntimeError:        # the loop is closed: nobody waits any more
+                self.cancelled = True
+
+        self._wake = wake
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                await ready.wait()
+                ready.clear()
+                continue
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    def result(self) -> Reply:
+        """Waits for the end; cancels the request when the wait is interrupted (Ctrl-C)."""
+        try:
+            for _ in self:
+                pass
+        finally:
+            self.cancel()
+        assert self.reply is not None
+        return self.reply
+
+    async def result_async(self) -> Reply:
+        try:
+            async for _ in self.chunks_async():
+                pass
+        finally:
+            self.cancel()
+        assert self.reply is not None
+        return self.reply

@@ -1,0 +1,127 @@
+"""Sampling parameters by name, checked, and the C sampler made from them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import errors
+from ._core import check, ffi, lib, new_error
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+LogitsProcessor = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32] | None]
+DRY_BREAKERS = ("\n", ":", '"', "*")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every parameter of a generating call, with its default.
+
+    max_tokens: None = to the end of the context. stop: strings that end the reply, over token borders. logprobs: number of alternatives a
+    token (None: no logprobs). order: the chain's filters as letters (pyllm.h); empty = "edskypmxt". Names and defaults as in llama.cpp.
+    """
+
+    max_tokens: int | None = None
+    stop: str | Sequence[str] = ()
+    seed: int | None = None
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = 64
+    min_keep: int = 0
+    order: str = ""
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int | None = None
+    logits_processor: LogitsProcessor | None = None
+    choice: int = 0
+
+    @classmethod
+    def make(cls, options: Mapping[str, Any]) -> Options:
+        unknown = [k for k in options if k not in cls.__dataclass_fields__]
+        if unknown:
+            from difflib import get_close_matches
+
+            near = get_close_matches(unknown[0], cls.__dataclass_fields__, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(cls.__dataclass_fields__)}"
+            raise errors.ArgumentError(f"unknown option {unknown[0]!r}\nhint: {hint}")
+        made = cls(**options)
+        if made.max_tokens is not None and made.max_tokens < 1:
+            raise errors.ArgumentError(f"max_tokens is {made.max_tokens}, must be at least 1")
+        if made.logprobs is not None and not 0 <= made.logprobs <= 1000:
+            raise errors.ArgumentError(f"logprobs is {made.logprobs}, must be 0 to 1000")
+        if any(not s for s in made.stops):
+            raise errors.ArgumentError("stop holds an empty string")
+        return made
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class Sampler:
+    """Owns one C sampler. Raises ArgumentError for parameters out of range."""
+
+    def __init__(self, options: Options, tokenizer: Tokenizer, n_vocab: int) -> None:
+        s = ffi.new("pyllm_sampling *")
+        lib.pyllm_sampling_defaults(s)
+        seed = secrets.randbits(64) if options.seed is None else options.seed
+        if not -(1 << 63) <= seed < 1 << 64:
+            raise errors.ArgumentError(f"seed is {seed}, must fit in 64 bits")
+        s.seed = seed & ((1 << 64) - 1)
+        for name in ("choice", "top_k", "temperature", "top_p", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold",
+                     "repeat_penalty", "frequency_penalty", "presence_penalty", "dry_multiplier", "dry_base", "dry_allowed_length",
+                     "dry_last_n", "min_keep"):
+            try:
+                setattr(s, name, getattr(options, name))
+            except (TypeError, OverflowError) as e:
+                raise errors.ArgumentError(f"{name} is {getattr(options, name)!r}: {e}") from None
+        s.penalty_last_n = options.repeat_last_n
+        if len(options.order.encode()) > 15:
+            raise errors.ArgumentError(f"order {options.order!r} is too long")
+        s.order = options.order.encode()
+        bias = list((options.logit_bias or {}).items())
+        breakers = tokenizer.ids_containing(DRY_BREAKERS) if options.dry_multiplier else []
+        out, err = ffi.new("pyllm_sampler **"), new_error()
+        check(lib.pyllm_sampler_new(n_vocab, s, ffi.new("pyllm_logprob[]", bias), len(bias), ffi.new("int32_t[]", breakers), len(breakers),
+                                    out, err), err)
+        self._sampler = ffi.gc(out[0], lib.pyllm_sampler_free)
+        self._n_top = options.logprobs
+        self._top = ffi.NULL if self._n_top is None else ffi.new("pyllm_logprob[]", self._n_top + 1)
+        self._id, self._err = ffi.new("int32_t *"), new_error()
+
+    def accept(self, ids: Sequence[int]) -> None:
+        check(lib.pyllm_sampler_accept(self._sampler, ffi.new("int32_t[]", ids), len(ids), self._err), self._err)
+
+    def sample(self, logits: NDArray[np.float32], position: int) -> int:
+        """The token for absolute position `position`; NonFiniteLogits if logits [n_vocab] hold a NaN or +inf."""
+        rc = lib.pyllm_sampler_sample(self._sampler, ffi.from_buffer("float *", logits), position, self._id, self._top, self._n_top or 0,
+                                      self._err)
+        if rc == lib.PYLLM_ERR_ARG:
+            raise errors.NonFiniteLogits(ffi.string(self._err.message).decode(errors="replace"))
+        check(rc, self._err)
+        token: int = self._id[0]
+        return token
+
+    def logprob(self) -> tuple[float, tuple[tuple[int, float], ...]]:
+        """(of the token chosen last, the most likely (id, logprob) pairs)."""
+        n = self._n_top or 0
+        return self._top[n].logprob, tuple((self._top[i].id, self._top[i].logprob) for i in range(n))

@@ -1,0 +1,146 @@
+"""Builds csrc/ into one shared library, pyllm/libpyllm.so (.dylib, .dll), and the cffi declarations pyllm/_ffi.py.
+
+No Python headers are needed (cffi ABI mode), so one wheel py3-none-PLATFORM serves every Python. CC, PYLLM_CFLAGS and PYLLM_LDFLAGS are
+honoured; PYLLM_PLAT names the wheel's platform in a cross build. Objects are rebuilt when their command, source or a header changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:                     # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+ROOT = Path(__file__).parent
+CFLAGS = ["-std=gnu11", "-O3", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing",
+          "-fvisibility=hidden", "-fPIC"]
+# A level's flags, by the suffix of a file's name. -fno-trapping-math changes no result; it lets compares and selects be vectorised.
+LEVELS = {
+    "avx2": ("x86_64", ["-mavx2", "-mfma", "-mf16c"]),
+    "avx512vnni": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni",
+                              "-mprefer-vector-width=512"]),
+    "neon": ("aarch64", []),
+}
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def write_ffi(header: Path, out: Path) -> None:
+    """pyllm/_ffi.py from the part of pyllm.h between the cdef marks."""
+    import cffi
+
+    text = header.read_text().split("/* cdef begin */")[1].split("/* cdef end */")[0]
+    ffi = cffi.FFI()
+    ffi.cdef(text)
+    ffi.set_source("pyllm._ffi", None)
+    ffi.emit_python_code(str(out))
+
+
+class BuildLibrary(build_ext):
+    """One shared library instead of an extension module."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        name = {"win32": "pyllm.dll", "darwin": "libpyllm.dylib"}.get(sys.platform, "libpyllm.so")
+        return os.path.join(*fullname.split(".")[:-1], name)
+
+    def build_extension(self, ext: Extension) -> None:
+        self.cc = shlex.split(os.environ.get("CC") or "cc")
+        target = run([*self.cc, "-dM", "-E", "-x", "c", os.devnull]).stdout
+        self.arch = "x86_64" if "__x86_64__" in target else "aarch64" if "__aarch64__" in target else "other"
+        build = Path(self.build_temp) / "obj"
+        build.mkdir(parents=True, exist_ok=True)
+        headers = sorted(ROOT.glob("csrc/**/*.h")) + sorted(ROOT.glob("csrc/**/*.def"))
+        stamp = hashlib.sha256(b"".join(h.read_bytes() for h in headers)).hexdigest()
+        base = [*CFLAGS, *self.missing_levels(), *shlex.split(os.environ.get("PYLLM_CFLAGS", ""))]
+        jobs = [(src, build / (src.replace("/", "_") + ".o"), [*base, *flags]) for src in ext.sources
+                if (flags := self.flags(src)) is not None]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            failed = [text for text in pool.map(lambda j: self.compile(*j, stamp), jobs) if text]
+        if failed:
+            raise SystemExit("\n".join(failed))
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        extra = shlex.split(os.environ.get("PYLLM_LDFLAGS", ""))
+        link = ["-Wl,-z,defs", "-Wl,-z,noexecstack"] if sys.platform.startswith("linux") and "-fsanitize" not in " ".join(extra) else []
+        done = run([*self.cc, "-shared", "-o", str(library), *(str(o) for _, o, _ in jobs), *link, "-pthread", *extra])
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        write_ffi(ROOT / "csrc/pyllm.h", library.parent / "_ffi.py")
+
+    def missing_levels(self) -> list[str]:
+        """-DPYLLM_NO_LEVEL for levels whose flags this compiler does not take."""
+        self.levels: dict[str, list[str]] = {}
+        probe = Path(self.build_temp) / "probe.c"
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_text("int probe;\n")
+        missing = []
+        for name, (arch, flags) in LEVELS.items():
+            if arch != self.arch:
+                continue
+            if run([*self.cc, *flags, "-c", str(probe), "-o", str(probe.with_suffix(".o"))]).returncode == 0:
+                self.levels[name] = flags
+            else:
+                print(f"pyllm: {self.cc[0]} does not take the flags of {name}; that level is left out", file=sys.stderr)
+                missing.append(f"-DPYLLM_NO_{name.upper()}")
+        return missing
+
+    def flags(self, src: str) -> list[str] | None:
+        """Extra flags of a source file; None: not for this target."""
+        suffix = Path(src).stem.rsplit("_", 1)[-1]
+        return self.levels.get(suffix) if suffix in LEVELS else []
+
+    def compile(self, src: str, obj: Path, flags: list[str], stamp: str) -> str | None:
+        command = [*self.cc, *flags, "-c", str(ROOT / src), "-o", str(obj)]
+        key = hashlib.sha256((stamp + " ".join(command)).encode() + (ROOT / src).read_bytes()).hexdigest()
+        mark = obj.with_suffix(".key")
+        if obj.exists() and mark.exists() and mark.read_text() == key:
+            return None
+        done = run(command)
+        if done.returncode:
+            return done.stderr
+        if done.stderr:
+            print(done.stderr, file=sys.stderr)
+        mark.write_text(key)
+        return None
+
+    def get_outputs(self) -> list[str]:
+        library = self.get_ext_fullpath("pyllm._native")
+        return [library, os.path.join(os.path.dirname(library), "_ffi.py")]
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "pyllm" / "_ffi.py"
+        if built.exists():
+            self.copy_file(str(built), str(ROOT / "pyllm" / "_ffi.py"))
+
+
+class PlatformWheel(bdist_wheel):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self) -> tuple[str, str, str]:
+        plat = os.environ.get("PYLLM_PLAT") or sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        return "py3", "none", plat
+
+
+os.chdir(ROOT)
+setup(
+    ext_modules=[Extension("pyllm._native", sources=sorted(str(p) for p in Path("csrc").glob("**/*.c")),
+                           depends=sorted(str(p) for e in ("h", "def") for p in Path("csrc").glob(f"**/*.{e}")))],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+)
