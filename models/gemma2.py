@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt       # correctly rounded everywhere, so fit for a tape
-from typing import TYPE_CHECKING, Any
+from math import sqrt  # correctly rounded everywhere, so fit for a tape
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Gemma2(Arch):
-    names = ("gemma2", "Gemma2ForCausalLM")
+    names: ClassVar[tuple[str, ...]] = ("gemma2", "Gemma2ForCausalLM")
     defaults = {"window": 4096, "window_pattern": 2, "attn_softcap": 50.0, "final_softcap": 30.0}
     tensors = Llama.tensors | {
         "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",

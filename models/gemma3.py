@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt       # correctly rounded everywhere, so fit for a tape
+from math import sqrt  # correctly rounded everywhere, so fit for a tape
 from typing import TYPE_CHECKING, Any
 
 from . import gemma2, qwen3

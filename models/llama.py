@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Llama(Arch):
-    names = ("llama", "LlamaForCausalLM", "MistralForCausalLM")
+    names: ClassVar[tuple[str, ...]] = ("llama", "LlamaForCausalLM", "MistralForCausalLM")
     neox = False
     tensors = {
         "model.embed_tokens": "token_embd",

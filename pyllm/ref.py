@@ -104,8 +104,9 @@ class _Run:
 
     def gated(self, x: Array, w: str, act: str) -> Array:
         gate, up = (x @ self.weight(m).T for m in w.split(","))
+        y: Array
         if act == "silu":
-            y: Array = gate / (1 + np.exp(-gate))
+            y = gate / (1 + np.exp(-gate))
         else:
             y = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
         return y * up

@@ -1,0 +1,89 @@
+"""Makes tests/golden/NAME.{json,npy}: tiny models of every family run by transformers in float32 with eager attention.
+
+    python tools/make_goldens.py [NAME...]        (needs the [oracle] extra)
+
+Weights come from tests/golden/write_gguf.py, so a golden is small: its config, tensor shapes, token ids and logits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+FOLDER = Path(__file__).parent.parent / "tests" / "golden"
+_spec = importlib.util.spec_from_file_location("write_gguf", FOLDER / "write_gguf.py")
+assert _spec and _spec.loader
+write_gguf = importlib.util.module_from_spec(_spec)
+sys.modules["write_gguf"] = write_gguf
+_spec.loader.exec_module(write_gguf)
+
+SMALL = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GEMMA = SMALL | {"num_attention_heads": 4, "head_dim": 32, "tie_word_embeddings": True, "sliding_window": 8, "rms_norm_eps": 1e-6}
+GEMMA3_ROPE = {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                                   "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32,
+            "short_factor": [1.0 + i / 8 for i in range(12)], "long_factor": [1.5 + i * i / 4 for i in range(12)]}
+PHI3 = SMALL | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}
+
+
+def rope(kind: str, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
+
+
+# name: (class, config, tokens, ctx). A name with a dot shares its weights with the part before it.
+GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
+    "llama": ("LlamaForCausalLM", SMALL, 40, None),
+    "llama-tied-bias": ("LlamaForCausalLM", SMALL | {"tie_word_embeddings": True, "attention_bias": True, "head_dim": 32}, 40, None),
+    "llama-linear": ("LlamaForCausalLM", SMALL | rope("linear", factor=4.0), 40, None),
+    "llama-yarn": ("LlamaForCausalLM", SMALL | rope("yarn", factor=4.0, original_max_position_embeddings=64), 40, None),
+    "llama-llama3": ("LlamaForCausalLM", SMALL | rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                                      original_max_position_embeddings=64), 40, None),
+    "mistral": ("MistralForCausalLM", SMALL | {"sliding_window": 8, "head_dim": 16}, 40, None),
+    "qwen2": ("Qwen2ForCausalLM", SMALL | rope("default") | {"rope_theta": 1e6}, 40, None),
+    "qwen3": ("Qwen3ForCausalLM", SMALL | {"head_dim": 32, "tie_word_embeddings": True}, 40, None),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA | {"num_hidden_layers": 4, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0,
+                                             "final_logit_softcapping": 5.0}, 40, None),
+    "gemma3": ("Gemma3ForCausalLM", GEMMA | GEMMA3_ROPE | {"num_hidden_layers": 7, "query_pre_attn_scalar": 32, "num_key_value_heads": 1},
+               40, None),
+    "phi3": ("Phi3ForCausalLM", PHI3 | {"sliding_window": 8}, 40, None),
+    "phi3-longrope": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 40, None),
+    "phi3-longrope.short": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 24, 32),
+    "smollm3": ("SmolLM3ForCausalLM", SMALL | {"num_hidden_layers": 5, "tie_word_embeddings": True} | rope(
+        "yarn", factor=2.0, original_max_position_embeddings=128, beta_fast=8.0, beta_slow=2.0, attention_factor=0.9), 40, None),
+}
+
+
+def make(name: str) -> None:
+    hf_class, settings, n, ctx = GOLDENS[name]
+    model_class = getattr(transformers, hf_class)
+    config = model_class.config_class(**settings, attn_implementation="eager")
+    model = model_class(config).eval()
+    state = model.state_dict()
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight")
+    shapes = {key: list(value.shape) for key, value in state.items()}
+    weights = {key: write_gguf.tensor(name.partition(".")[0], key, shape) for key, shape in shapes.items()}
+    left = model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()}, strict=False)
+    assert not left.unexpected_keys and left.missing_keys in ([], ["lm_head.weight"]), left
+    ids = [(37 * i * i + 11 * i + 5) % settings["vocab_size"] for i in range(n)]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].numpy()
+    saved = {k: v for k, v in config.to_dict().items() if v is not None and not k.startswith("_") and k != "transformers_version"}
+    text = json.dumps({"hf_class": hf_class, "config": saved, "shapes": shapes, "ids": ids, "ctx": ctx}, sort_keys=True)
+    (FOLDER / f"{name}.json").write_text(text + "\n")
+    np.save(FOLDER / f"{name}.npy", logits.astype(np.float32))
+    print(f"{name}: {logits.shape}, max |logit| {np.abs(logits).max():.2f}")
+
+
+if __name__ == "__main__":
+    for golden in sys.argv[1:] or GOLDENS:
+        make(golden)
