@@ -14,7 +14,7 @@ static float quantize_block(const float *x, int n, int8_t *q) {
         finite &= f32_to_bits(a) < 0x7f800000u;
         amax = a > amax ? a : amax;
     }
-    memset(q, 0, (size_t)n);
+    for (int i = 0; i < n; i++) q[i] = 0;
     if (!finite) return bits_f32(0x7fc00000u);
     if (amax < 1e-30f) return 0;
     float inv = 127.0f / amax;
