@@ -1,0 +1,150 @@
+"""Every family against transformers: tiny models whose weights follow from their names, logits committed in tests/golden."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyllm.models import families
+
+from pyllm import build, hf, ref
+from pyllm.engine import Engine
+from pyllm.gguf import GGUF
+
+_spec = importlib.util.spec_from_file_location("write_gguf", Path(__file__).parent.parent / "golden" / "write_gguf.py")
+assert _spec and _spec.loader
+goldens = sys.modules["write_gguf"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(goldens)
+
+BAR = 2e-4                  # of max |logit|, the project's bar against transformers in float32
+REF_BAR = 1e-5              # the interpreter computes in float64: what is left is transformers' own rounding
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, GGUF]]:
+    """Golden by name, with its GGUF file open."""
+    made: dict[str, tuple[Any, GGUF]] = {}
+
+    def get(name: str) -> tuple[Any, GGUF]:
+        if name not in made:
+            golden = goldens.load(name)
+            path = tmp_path_factory.mktemp("golden") / f"{name}.gguf"
+            goldens.write_gguf(path, golden.weights, golden.config, golden.hf_class)
+            made[name] = golden, GGUF(path)
+        return made[name]
+
+    return get
+
+
+def worst(got: Any, golden: Any) -> float:
+    """Largest difference in units of max |logit|."""
+    assert got.shape == golden.logits.shape
+    return float(np.abs(got - golden.logits).max() / np.abs(golden.logits).max())
+
+
+def test_every_family_has_a_golden() -> None:
+    seen = {families()[goldens.load(name).hf_class].name for name in goldens.names()}
+    assert seen == {family.name for family in families().values()} == {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3"}
+
+
+@pytest.mark.parametrize("name", goldens.names())
+def test_tape_is_the_model(name: str, model: Any) -> None:
+    golden, file = model(name)
+    assert worst(ref.run(build.tape_text(file, golden.ctx), file.read, golden.ids), golden) < REF_BAR
+
+
+def batches(n: int, how: str) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the engine steps that feed n tokens."""
+    size = {"prefill": n, "decode": 1, "chunked": 7}[how]
+    return ((i, min(i + size, n)) for i in range(0, n, size))
+
+
+@pytest.mark.parametrize("how", ["prefill", "decode", "chunked"])
+@pytest.mark.parametrize("name", goldens.names())
+def test_engine_is_the_model(name: str, how: str, model: Any) -> None:
+    golden, file = model(name)
+    engine = Engine(file.handle, build.tape_text(file, golden.ctx), threads=2, kv="f32", n_positions=64, level=None)
+    try:
+        seq = engine.open_seq()
+        rows = []
+        for a, b in batches(len(golden.ids), how):
+            n = engine.step([(seq, golden.ids[a:b], b - a)])
+            rows.append(engine.logits[:n].copy())
+    finally:
+        engine.close()
+    assert worst(np.concatenate(rows), golden) < BAR
+
+
+# (golden, pattern in its tape, mistake in its place): every one must show in the logits.
+MISTAKES = [
+    ("llama", r"neox=0", "neox=1"),
+    ("llama", r"(attn .*) scale=\S+", r"\1 scale=0x1p-3"),
+    ("llama", r"act=silu", "act=gelu"),
+    ("llama", r"(norm attn_norm1 .*)blk.1.attn_norm", r"\1blk.1.ffn_norm"),
+    ("llama-tied-bias", r"blk.1.attn_v.bias", "-"),
+    ("llama-tied-bias", r"blk.2.attn_output.bias", "-"),
+    ("llama-yarn", r"mscale=\S+", "mscale=0x1p+0"),
+    ("llama-llama3", r"table rope0 \S+ \S+ \S+", "table rope0 0x1p+0 0x1p-2 0x1p-3"),
+    ("mistral", r"window=8", "window=9"),
+    ("mistral", r"window=8", "window=7"),
+    ("qwen2", r"neox=1", "neox=0"),
+    ("qwen3", r"norm=blk.(\d).attn_q_norm.weight,blk.\d.attn_k_norm.weight", r"norm=blk.\1.attn_k_norm.weight,blk.\1.attn_q_norm.weight"),
+    ("gemma2", r"softcap=0x1p\+1", "softcap=0x0p+0"),
+    ("gemma2", r"window=0", "window=8"),
+    ("gemma2", r"cap=0x1.4p\+2", "cap=0x1.5p+2"),
+    ("gemma2", r"(embed .*) scale=\S+", r"\1 scale=0x1p+2"),
+    ("gemma3", r"window=0", "window=8"),
+    ("gemma3", r"(rope .*5 in=.*) angles=\S+", r"\1 angles=angles"),
+    ("gemma3", r"act=gelu", "act=silu"),
+    ("phi3", r"window=8", "window=0"),
+    ("phi3", r"ffn_up.weight\[0:96\],blk.(\d).ffn_up.weight\[96:192\]", r"ffn_up.weight[96:192],blk.\1.ffn_up.weight[0:96]"),
+    ("phi3-longrope", r"mscale=\S+", "mscale=0x1p+0"),
+    ("smollm3", r"(attn .*) in=q3,k3,", r"\1 in=q_rope2,k_rope2,"),
+]
+
+
+@pytest.mark.parametrize("name, old, new", MISTAKES)
+def test_goldens_see_mistakes(name: str, old: str, new: str, model: Any) -> None:
+    golden, file = model(name)
+    tape = build.tape_text(file, golden.ctx)
+    wrong = re.sub(old, new, tape)
+    assert wrong != tape
+    assert worst(ref.run(wrong, file.read, golden.ids), golden) > 10 * BAR
+
+
+def test_longrope_follows_the_context(model: Any) -> None:
+    golden, file = model("phi3-longrope")
+    tapes = {ctx: build.tape_text(file, ctx) for ctx in (None, 16, 32, 33, 256)}
+    assert tapes[16] == tapes[32] != tapes[33] == tapes[256] == tapes[None]
+    assert golden.config["rope_parameters"]["original_max_position_embeddings"] == 32
+
+
+def test_config_json_of_both_generations() -> None:
+    """Files written before transformers 5 have rope_theta and rope_scaling, with "type" for "rope_type"."""
+    new = goldens.load("llama-yarn").config
+    old = {key: value for key, value in new.items() if key != "rope_parameters"}
+    rope = dict(new["rope_parameters"])
+    old["rope_theta"] = rope.pop("rope_theta")
+    old["rope_scaling"] = {"type": rope.pop("rope_type")} | rope
+    family = families()[goldens.load("llama-yarn").hf_class]
+    assert hf.metadata(old, family) == hf.metadata(new, family)
+
+
+def test_gguf_of_a_checkpoint_has_the_conventions(model: Any) -> None:
+    """What readers of GGUF rely on: llama's q rows in neighbouring pairs, gemma's norms with their 1, no copy of a tied head."""
+    golden, file = model("llama")
+    q = golden.weights["model.layers.1.self_attn.q_proj.weight"]
+    got = file.read("blk.1.attn_q.weight")
+    head = q[16:32]         # the second of 4 heads of 16
+    np.testing.assert_array_equal(got[16:32:2], head[:8])
+    np.testing.assert_array_equal(got[17:32:2], head[8:])
+    golden, file = model("gemma3")
+    np.testing.assert_array_equal(file.read("output_norm.weight"), golden.weights["model.norm.weight"] + np.float32(1))
+    assert "output.weight" not in file.tensors
+    assert file.kv["gemma3.attention.sliding_window_pattern"] == 6
