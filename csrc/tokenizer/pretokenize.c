@@ -221,7 +221,7 @@ static const pretokenizer table[] = {
     {"qwen2 deepseek-r1-qwen stablelm2 hunyuan solar-open megrez kormo grok-2", {match_qwen2}, 0, 0},
     {"tekken", {match_tekken}, 1, 1},
     {"gpt-4o llama4 kanana2 minimax-m2 talkie", {match_gpt4o}, 0, 0},
-    {"falcon", {match_punct_run, match_gpt2, match_digits, match_ascii3}, 0, 0},
+    {"falcon", {match_punct_run, match_gpt2, match_ascii3}, 0, 0},
     {"deepseek-coder", {match_newline, match_spaced_letters, match_spaced_punct, match_cjk_wide, match_digit}, 0, 0},
     {"deepseek-llm", {match_newline, match_spaced_cased, match_deepseek_punct, match_final_spaces, match_cjk_wide, match_digits}, 0, 0},
     {"deepseek-v3 hunyuan-dense joyai-llm", {match_digits3, match_cjk_kana, match_deepseek3}, 0, 0},

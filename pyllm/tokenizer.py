@@ -1,0 +1,113 @@
+"""Text to token ids and back. The work is done in C (csrc/tokenizer); this is its Python face."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ._core import check, ffi, lib, new_error
+from .gguf import GGUF
+
+
+class Tokenizer:
+    """The tokenizer of a GGUF file, vocabulary-only files included. Immutable; safe to use from many threads.
+
+    Raises FileError, FormatError, or UnsupportedTokenizer for a kind or pre-tokenizer that is not known.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | GGUF) -> None:
+        gguf = path if isinstance(path, GGUF) else GGUF(path)
+        try:
+            out, err = ffi.new("pyllm_tokenizer **"), new_error()
+            rc = lib.pyllm_tokenizer_new(gguf.handle, out, err)
+            if rc == lib.PYLLM_ERR_UNSUPPORTED:
+                from .errors import UnsupportedTokenizer
+
+                raise UnsupportedTokenizer(ffi.string(err.message).decode("utf-8", "replace"))
+            check(rc, err)
+        finally:
+            if gguf is not path:
+                gguf.close()
+        self._handle = ffi.gc(out[0], lib.pyllm_tokenizer_free)
+        self.n_vocab: int = lib.pyllm_tokenizer_size(self._handle)
+        self.bos, self.eos = self._special(0), self._special(1)
+
+    def _special(self, kind: int) -> int | None:
+        token: int = lib.pyllm_token_special(self._handle, kind)
+        return token if token >= 0 else None
+
+    def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of text. add_special: BOS and EOS as the model asks. parse_special: control tokens written in the text become themselves."""
+        data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        err, room = new_error(), len(data) // 2 + 16
+        while True:
+            ids = ffi.new("int32_t[]", room)
+            n = check(lib.pyllm_tokenize(self._handle, data, len(data), add_special, parse_special, ids, room, err), err)
+            if n <= room:
+                return list(ffi.unpack(ids, n))
+            room = n
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """Text of ids; bytes that are no UTF-8 become U+FFFD. special: control tokens are written by name."""
+        return self.decode_bytes(ids, special).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int], special: bool = False) -> bytes:
+        tokens, err = ffi.new("int32_t[]", list(ids)), new_error()
+        n = check(lib.pyllm_detokenize(self._handle, tokens, len(tokens), special, ffi.NULL, 0, err), err)
+        out = ffi.new("char[]", max(n, 1))
+        check(lib.pyllm_detokenize(self._handle, tokens, len(tokens), special, out, n, err), err)
+        return bytes(ffi.buffer(out, n))
+
+    def token_bytes(self, token: int, special: bool = False) -> bytes:
+        """The bytes that one token adds to a text. Raises IndexError for ids outside of the vocabulary."""
+        n = ffi.new("int64_t *")
+        p = lib.pyllm_token_bytes(self._handle, token, special, n)
+        if p == ffi.NULL:
+            raise IndexError(f"token id {token} is not in the vocabulary of {self.n_vocab}")
+        return bytes(ffi.buffer(p, n[0]))
+
+    def token_text(self, token: int) -> str:
+        """The token as the vocabulary writes it."""
+        n = ffi.new("int64_t *")
+        p = lib.pyllm_token_text(self._handle, token, n)
+        if p == ffi.NULL:
+            raise IndexError(f"token id {token} is not in the vocabulary of {self.n_vocab}")
+        return bytes(ffi.buffer(p, n[0])).decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether a reply ends with this token."""
+        return bool(lib.pyllm_token_is_end(self._handle, token))
+
+    def ids_containing(self, pieces: Sequence[str]) -> list[int]:
+        """Tokens whose bytes hold one of the pieces."""
+        wanted = [p.encode() for p in pieces]
+        found: list[int] = []
+        for token in range(self.n_vocab):
+            data = self.token_bytes(token)
+            if any(p in data for p in wanted):
+                found.append(token)
+        return found
+
+    def stream(self) -> StreamDecoder:
+        return StreamDecoder(self)
+
+    @property
+    def handle(self) -> Any:
+        return self._handle
+
+
+class StreamDecoder:
+    """Ids one at a time to text: holds back bytes that do not yet form a character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        return self._utf8.decode(self._tokenizer.token_bytes(token))
+
+    def finish(self) -> str:
+        """What is left: an unfinished character becomes U+FFFD."""
+        return self._utf8.decode(b"", final=True)
