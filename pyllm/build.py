@@ -42,6 +42,8 @@ def tape_text(gguf: File, ctx: int | None = None) -> str:
 def build(gguf: File, ctx: int | None = None) -> tuple[str, Config]:
     """The tape and the checked hyperparameters. Raises UnsupportedModel or FormatError, naming the file."""
     arch = find_family(gguf)
+    if gguf.kv.get(f"{arch.name}.expert_count"):
+        raise errors.UnsupportedModel(f"{gguf.path}: mixtures of experts are not supported\nhint: choose a dense model")
     config = hparams.read(gguf.kv, arch, gguf.path, n_vocab=_rows_of(gguf, "token_embd.weight"), n_ctx=ctx)
     builder = Builder(gguf, arch, config)
     return builder.text(arch.forward(builder, config)), config

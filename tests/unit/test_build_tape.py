@@ -80,6 +80,11 @@ def test_unknown_architecture_names_itself_and_the_known_ones() -> None:
     assert "'mamba9'" in str(e.value) and "gemma2, gemma3, llama, phi3, qwen2, qwen3, smollm3" in (e.value.hint or "")
 
 
+def test_mixtures_of_experts_are_refused_by_name() -> None:
+    with pytest.raises(errors.UnsupportedModel, match=r"some/model\.gguf: mixtures of experts"):
+        build.tape_text(FakeFile(llama__expert_count=8))
+
+
 @pytest.mark.parametrize("architecture", [None, 7, "LlamaForCausalLM", ""])
 def test_architecture_must_be_a_gguf_name(architecture: Any) -> None:
     with pytest.raises((errors.FormatError, errors.UnsupportedModel)):
