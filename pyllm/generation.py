@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import errors
-from .chat import ReasoningSplitter
 from .replies import Chunk, FinishReason, Logprob, Reply, Timings, Usage
 from .sampling import Options, Sampler
 from .scheduler import Task
+from .thinking import ReasoningSplitter
 from .tokenizer import StreamDecoder, Tokenizer
 
 
@@ -50,10 +50,10 @@ class Generation:
 
     def __init__(self, prompt: list[int], options: Options, tokenizer: Tokenizer, sampler: Sampler, ctx: int,
                  on_cancel: Callable[[Generation], None], *, splitter: ReasoningSplitter | None, seq: int | None = None,
-                 cached: int = 0) -> None:
+                 cached: int = 0, keep_seq: bool = False) -> None:
         self.task = Task(list(prompt), seq, cached)
         self.n_prompt, self.cached = len(prompt), cached
-        self.keep_seq = seq is not None
+        self.keep_seq = keep_seq        # the sequence belongs to a session
         self.cancelled = self.ended = False
         self.released = threading.Event()       # the engine holds nothing of it any more
         self.reply: Reply | None = None

@@ -1,0 +1,321 @@
+"""LLM: a loaded model that many threads and tasks can use at once."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import errors, memory
+from ._core import ffi, lib
+from .build import build
+from .driver import Driver
+from .engine import MAX_LOGITS, MAX_ROWS, Engine, plan_bytes
+from .generation import Generation
+from .gguf import GGUF
+from .replies import Plan, Reply, Stream
+from .sampling import Options, Sampler
+from .session import Session as Session
+from .session import Slot
+from .thinking import ReasoningSplitter
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .chat import ChatTemplate
+
+# For files without a template whose vocabulary has ChatML's marks.
+CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+Message = Mapping[str, Any]
+Messages = str | Sequence[Message]
+
+
+class LLM:
+    """A model in memory.
+
+    spec: a GGUF file, a catalogue name, `user/repo[:QUANT]`, or None for the demo model. ctx: tokens of one conversation; None: what the
+    model was trained for, or what fits in half of the free memory, whichever is less. threads: None = physical cores. kv: type of the KV
+    cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source instead of the file's.
+
+    Every method may be called from any thread; calls share the engine's steps and get the same results as alone. Raises ModelNotFound,
+    FormatError, UnsupportedModel, UnsupportedTokenizer, OutOfMemory (nothing is taken when the model does not fit). Use it as a context
+    manager or call close(): all memory goes back.
+    """
+
+    def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
+                 level: str | None = None, chat_template: str | None = None,
+                 progress: Callable[[int, int], None] | None = None) -> None:
+        self._pid, self._closed = os.getpid(), False
+        started = time.perf_counter()
+        self.path = _resolve(spec, progress)
+        self._chat_source = chat_template
+        self._template: ChatTemplate | None = None
+        with GGUF(self.path) as gguf:
+            self.tokenizer = Tokenizer(gguf)
+            self.threads: int = threads or lib.pyllm_threads_default()
+            self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv)
+            self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
+            self._n_params = sum(int(np.prod(t.shape)) for t in gguf.tensors.values())
+            self._engine = Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level)
+            self._n_ctx_train = _trained_ctx(tape)
+        self.kv, self.plan_bytes = kv, plan
+        self.level = ffi.string(lib.pyllm_cpu_level()).decode() if level is None else level
+        if self._engine.n_vocab > self.tokenizer.n_vocab:
+            self._padding = range(self.tokenizer.n_vocab, self._engine.n_vocab)     # rows without a token can't be chosen
+        else:
+            self._padding = range(0)
+        self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
+        self._driver = Driver(self._engine, self._evict)
+        self.load_s = time.perf_counter() - started
+
+    # ---- generating ----
+
+    def chat(self, messages: Messages, **options: Any) -> Reply:
+        """The model's answer to a message or a conversation ([{"role": ..., "content": ...}, ...]). Options: pyllm.sampling.Options."""
+        return self._chat(messages, options).result()
+
+    def stream(self, messages: Messages, **options: Any) -> Stream:
+        """The answer piece by piece; see Stream."""
+        return Stream(self._chat(messages, options))
+
+    async def achat(self, messages: Messages, **options: Any) -> Reply:
+        return await self._chat(messages, options).result_async()
+
+    def astream(self, messages: Messages, **options: Any) -> Stream:
+        """As stream, for `async for`."""
+        return Stream(self._chat(messages, options))
+
+    def complete(self, prompt: str | Sequence[int], **options: Any) -> Reply:
+        """What follows a text or token ids, without any template. Text gets BOS as the model asks."""
+        return self._complete(prompt, options).result()
+
+    def stream_complete(self, prompt: str | Sequence[int], **options: Any) -> Stream:
+        """As complete, piece by piece."""
+        return Stream(self._complete(prompt, options))
+
+    async def acomplete(self, prompt: str | Sequence[int], **options: Any) -> Reply:
+        return await self._complete(prompt, options).result_async()
+
+    def session(self, messages: Sequence[Message] = ()) -> Session:
+        """A conversation that keeps its KV cache between turns."""
+        self._check()
+        return Session(self, messages)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position: float32 [len(ids), n_vocab]; row i predicts token i + 1. Raises ContextOverflow."""
+        self._check()
+        tokens = self._ids(ids)
+        out = np.empty((len(tokens), self._engine.n_vocab), np.float32)
+        seq = self._driver.call(self._open_seq)
+        try:
+            for at in range(0, len(tokens), MAX_LOGITS):
+                part = tokens[at:at + MAX_LOGITS]
+
+                def run(part: list[int] = part, at: int = at) -> None:
+                    self._engine.cancel[0] = 0
+                    n = self._engine.step([(seq, part, len(part))])
+                    out[at:at + n] = self._engine.logits[:n]
+
+                self._driver.call(run)
+        finally:
+            self._driver.call(lambda: self._engine.close_seq(seq))
+        return out
+
+    # ---- text and tokens ----
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        return self.tokenizer.encode(text, add_special, parse_special)
+
+    def detokenize(self, ids: Iterable[int], special: bool = False) -> str:
+        return self.tokenizer.decode(ids, special)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template. Raises UnsupportedTemplate if the model has none or it is outside of the template language."""
+        if self._template is None:
+            from .chat import ChatTemplate
+
+            source = self._chat_source or self._metadata.get("tokenizer.chat_template") or CHATML
+            names = [self.tokenizer.token_text(t) if t is not None else "" for t in (self.tokenizer.bos, self.tokenizer.eos)]
+            if source is CHATML and len(self.tokenizer.encode("<|im_start|>", add_special=False)) != 1:
+                raise errors.UnsupportedTemplate(f"{self.path} has no chat template\nhint: use complete(), or give --chat-template FILE")
+            self._template = ChatTemplate(source, names[0], names[1])
+        return self._template
+
+    def prompt_ids(self, messages: Messages, **template_options: Any) -> list[int]:
+        """Token ids of a conversation, ready for the answer."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.tokenizer.encode(self.template.render(messages, **template_options), add_special=False)
+
+    # ---- about the model ----
+
+    @staticmethod
+    def plan(spec: str | os.PathLike[str] | None = None, ctx: int | None = None, kv: str = "f16", threads: int | None = None) -> Plan:
+        """The memory that loading would take, without taking it."""
+        with GGUF(_resolve(spec, None)) as gguf:
+            return _fit(gguf, ctx, threads or lib.pyllm_threads_default(), kv, refuse=False)[2]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """arch, name, n_params, n_ctx_train, ctx, n_vocab, level, threads, kv, path, file_bytes, weight_bytes, kv_bytes, load_s."""
+        meta = self._metadata
+        return {"arch": meta.get("general.architecture"), "name": meta.get("general.name"), "n_params": self._n_params,
+                "n_ctx_train": self._n_ctx_train, "ctx": self.ctx, "n_vocab": self._engine.n_vocab, "level": self.level,
+                "threads": self.threads, "kv": self.kv, "path": str(self.path), "file_bytes": os.path.getsize(self.path) if
+                os.path.exists(self.path) else None, "weight_bytes": self._engine.weight_bytes, "kv_bytes": self.plan_bytes.kv,
+                "load_s": self.load_s}
+
+    def kernels(self) -> list[str]:
+        """"slot=symbol" of the kernels that this model's steps call."""
+        return self._engine.kernels()
+
+    def bench(self, test: str, depth: int = 0, reps: int = 5) -> list[float]:
+        """Tokens a second of `reps` runs: "pp512" a prompt of 512 tokens, "tg128" 128 tokens one by one; depth: tokens before them."""
+        kind, n = test[:2], int(test[2:] or 0)
+        if kind not in ("pp", "tg") or n < 1 or depth < 0:
+            raise errors.ArgumentError(f"test {test!r} does not exist\nhint: pp512, tg128 and so on")
+        if depth + n > self.ctx:
+            raise errors.ContextOverflow(depth + n, self.ctx)
+        return self._driver.call(lambda: [self._bench_once(kind, n, depth) for _ in range(reps)])
+
+    def close(self) -> None:
+        """Ends running requests with Closed and returns all memory and threads. Safe to call twice."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        self._driver.close()
+        self._engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_driver", None) is not None:
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<LLM {self._metadata.get('general.name') or os.path.basename(self.path)} ctx={self.ctx} {self.level} x{self.threads}>"
+
+    # ---- inside ----
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise errors.ForkedProcess("this model was loaded before a fork\nhint: load it in the child process")
+        if self._closed:
+            raise errors.Closed("the model is closed")
+
+    def _chat(self, messages: Messages, options: Mapping[str, Any]) -> Generation:
+        self._check()
+        template_options = {k: options[k] for k in ("tools", "template_options") if k in options}
+        rest = {k: v for k, v in options.items() if k not in template_options}
+        extra = template_options.pop("template_options", {})
+        return self._submit(self.prompt_ids(messages, **template_options, **extra), Options.make(rest), chat=True)
+
+    def _complete(self, prompt: str | Sequence[int], options: Mapping[str, Any]) -> Generation:
+        self._check()
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._ids(prompt)
+        return self._submit(ids, Options.make(options), chat=False)
+
+    def _submit(self, ids: list[int], options: Options, *, chat: bool, slot: Slot | None = None) -> Generation:
+        """Starts a request. With a slot it goes on from the tokens that the slot's sequence holds."""
+        self._check()
+        if not ids:
+            raise errors.ArgumentError("the prompt is empty\nhint: give at least one token")
+        if len(ids) > self.ctx:
+            raise errors.ContextOverflow(len(ids), self.ctx)
+        if self._padding:
+            bias = dict.fromkeys(self._padding, float("-inf")) | dict(options.logit_bias or {})
+            options = Options(**{**options.__dict__, "logit_bias": bias})
+        sampler = Sampler(options, self.tokenizer, self._engine.n_vocab)
+        seq, cached = (None, 0) if slot is None else self._driver.call(lambda: slot.resume(self._engine, ids))
+        g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel,
+                       splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None, seq=seq, cached=cached, keep_seq=slot is not None)
+        self._driver.submit(g)
+        return g
+
+    def _ids(self, ids: Sequence[int]) -> list[int]:
+        tokens = [int(i) for i in ids]
+        bad = next((t for t in tokens if not 0 <= t < self._engine.n_vocab), None)
+        if bad is not None:
+            raise errors.ArgumentError(f"token id {bad} is not in the vocabulary of {self._engine.n_vocab}")
+        if len(tokens) > self.ctx:
+            raise errors.ContextOverflow(len(tokens), self.ctx)
+        return tokens
+
+    def _open_seq(self) -> int:
+        seq = self._engine.open_seq()
+        while seq is None and self._evict():
+            seq = self._engine.open_seq()
+        if seq is None:
+            raise errors.CacheFull("all sequences are in use\nhint: wait for running requests, or close sessions")
+        return seq
+
+    def _evict(self) -> bool:
+        """Gives the KV pages of the session that was idle longest back (it computes them again when it goes on)."""
+        idle = [s for s in self._slots if s.idle]
+        if not idle:
+            return False
+        min(idle, key=lambda s: s.used).drop(self._engine)
+        return True
+
+    def _bench_once(self, kind: str, n: int, depth: int) -> float:
+        engine, seq = self._engine, self._open_seq()
+        engine.cancel[0] = 0
+        tokens = [1 + i * 7919 % (engine.n_vocab - 2) for i in range(depth + n)]
+        try:
+            for at in range(0, depth, MAX_ROWS):
+                engine.step([(seq, tokens[at:min(at + MAX_ROWS, depth)], 0)])
+            start = time.perf_counter()
+            if kind == "pp":
+                for at in range(depth, depth + n, MAX_ROWS):
+                    engine.step([(seq, tokens[at:min(at + MAX_ROWS, depth + n)], int(at + MAX_ROWS >= depth + n))])
+            else:
+                for at in range(depth, depth + n):
+                    engine.step([(seq, tokens[at:at + 1], 1)])
+            return n / (time.perf_counter() - start)
+        finally:
+            engine.close_seq(seq)
+
+
+def _resolve(spec: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None) -> str:
+    if spec is not None and os.path.isfile(spec):
+        return os.fspath(spec)
+    from .catalogue import resolve
+
+    return os.fspath(resolve(None if spec is None else os.fspath(spec), progress=progress))
+
+
+def _trained_ctx(tape: str) -> int:
+    return next(int(line.split()[2]) for line in tape.splitlines() if line.startswith("hparam n_ctx_train "))
+
+
+def _fit(gguf: GGUF, ctx: int | None, threads: int, kv: str, refuse: bool = True) -> tuple[int, str, Plan]:
+    """(context, tape, plan): chooses ctx where it is None, refuses what does not fit in the available memory."""
+    if ctx is not None and not 1 <= ctx <= 1 << 24:
+        raise errors.ArgumentError(f"ctx is {ctx}, must be 1 to {1 << 24}")
+    tape, _ = build(gguf, ctx)
+    trained, free = _trained_ctx(tape), memory.available()
+    chosen = ctx or trained
+    weights, cache, act = plan_bytes(gguf.handle, tape, threads, kv, chosen)
+    if ctx is None and cache > max(free - weights - act, 0) // 2:
+        per_token = cache / chosen
+        chosen = max(min(512, trained), min(trained, int((free - weights - act) / 2 / per_token) // 256 * 256))
+        tape, _ = build(gguf, chosen)
+        weights, cache, act = plan_bytes(gguf.handle, tape, threads, kv, chosen)
+    plan = Plan(weights, cache, act, chosen)
+    if refuse and plan.total > free:
+        mb = 1 << 20
+        raise errors.OutOfMemory(
+            f"{gguf.path} needs {plan.total // mb} MB ({weights // mb} weights, {cache // mb} KV cache of {chosen} tokens, {act // mb} work space), "
+            f"{free // mb} MB are available\nhint: a smaller ctx, kv='q8_0' or a smaller quantization needs less")
+    return chosen, tape, plan
