@@ -104,12 +104,10 @@ class _Run:
 
     def gated(self, x: Array, w: str, act: str) -> Array:
         gate, up = (x @ self.weight(m).T for m in w.split(","))
-        y: Array
-        if act == "silu":
-            y = gate / (1 + np.exp(-gate))
-        else:
-            y = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-        return y * up
+        y: Array = up * gate / (1 + np.exp(-gate))
+        if act == "gelu":
+            y = up * 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        return y
 
     def rows(self, x: Array) -> Array:
         return x        # every position's logits are wanted here

@@ -16,9 +16,9 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from pyllm.models import families
 
 from pyllm import hf
+from pyllm.models import families
 
 FOLDER = Path(__file__).parent
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyllm.models import families
 
 from pyllm import build, errors, hparams, rope
+from pyllm.models import families
 
 KV: dict[str, Any] = {
     "general.architecture": "llama", "llama.block_count": 2, "llama.context_length": 512, "llama.embedding_length": 64,

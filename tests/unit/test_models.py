@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyllm.models import families
 
+import pyllm
 from pyllm import build, hf, ref
 from pyllm.engine import Engine
 from pyllm.gguf import GGUF
+from pyllm.models import families
 
 _spec = importlib.util.spec_from_file_location("write_gguf", Path(__file__).parent.parent / "golden" / "write_gguf.py")
 assert _spec and _spec.loader
@@ -79,6 +80,14 @@ def test_engine_is_the_model(name: str, how: str, model: Any) -> None:
     finally:
         engine.close()
     assert worst(np.concatenate(rows), golden) < BAR
+
+
+@pytest.mark.parametrize("name", goldens.names())
+def test_llm_is_the_model(name: str, model: Any) -> None:
+    """The same through the front door, which writes its own tape for the context that is asked for."""
+    golden, file = model(name)
+    with pyllm.LLM(file.path, ctx=golden.ctx or 64, kv="f32", threads=1) as llm:
+        assert worst(llm.logits(golden.ids), golden) < BAR
 
 
 # (golden, pattern in its tape, mistake in its place): every one must show in the logits.
