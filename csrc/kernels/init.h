@@ -11,6 +11,10 @@ kernels_init init_matmul_ref, init_vec_ref, init_attn_ref, init_matmul_avx2, ini
 void kernel_name(kernels *k, const char *name, int slot_len);
 /* k->field = fn, with slot and symbol recorded: KERNEL_SET(k, rmsnorm, "rmsnorm", rmsnorm_avx2). */
 #define KERNEL_SET(k, field, slot, fn) ((k)->field = fn, kernel_name(k, slot "=" #fn, (int)sizeof(slot) - 1))
+/* In a template: the function carries the level that the file was included for. */
+#define KERNEL_LEVEL(k, field, slot, fn) KERNEL_LEVEL_(k, field, slot, fn, LEVEL)
+#define KERNEL_LEVEL_(k, field, slot, fn, level) KERNEL_LEVEL__(k, field, slot, fn, level)
+#define KERNEL_LEVEL__(k, field, slot, fn, level) ((k)->field = fn##_##level, kernel_name(k, slot "=" #fn "_" #level, (int)sizeof(slot) - 1))
 /* The three entries of a KV type: KERNEL_KV(k, F16, f16, avx2) sets kv_store_k_f16_avx2 and so on. */
 #define KERNEL_KV(k, TYPE, type, level) \
     (KERNEL_SET(k, kv_store_k[KV_##TYPE], "kv_store_k_" #type, kv_store_k_##type##_##level), \

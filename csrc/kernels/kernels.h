@@ -19,8 +19,8 @@ enum { CHUNK = 256 };           /* positions of an attention chunk: 16 pages, at
  * side by side. Blocks of 32: d[b] and sum32[b] per block; blocks of 256: only d[0] counts. Past k: q = 0, d = 0. */
 typedef struct act_unit {
     int8_t q[256];              /* in [-127, 127] */
-    int32_t sum16[16];          /* sums of 16 q */
-    int32_t sum32[8];           /* sums of 32 q */
+    int16_t sum16[16];          /* sums of 16 q */
+    int16_t sum32[8];           /* sums of 32 q */
     float d[8];
 } act_unit;
 static inline size_t act_panel_bytes(int64_t k, int m) { return (size_t)((k + 255) / 256) * (size_t)m * sizeof(act_unit); }

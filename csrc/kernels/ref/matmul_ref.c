@@ -30,8 +30,8 @@ static void quantize_act_ref(const float *x, int64_t ldx, int m, int64_t k, int 
             memset(a, 0, sizeof *a);
             for (int b = 0; b * block < left; b++) a->d[b] = quantize_block(x + c * ldx + u * 256 + b * block, block, a->q + b * block);
             for (int i = 0; i < 256; i++) {
-                a->sum16[i / 16] += a->q[i];
-                a->sum32[i / 32] += a->q[i];
+                a->sum16[i / 16] = (int16_t)(a->sum16[i / 16] + a->q[i]);
+                a->sum32[i / 32] = (int16_t)(a->sum32[i / 32] + a->q[i]);
             }
         }
 }

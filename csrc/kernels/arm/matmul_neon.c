@@ -1,0 +1,3 @@
+#include "simd_neon.h"
+
+#include "../matmul_tmpl.h"

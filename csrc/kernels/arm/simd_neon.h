@@ -1,0 +1,81 @@
+/* The vector vocabulary of the kernel templates, NEON of armv8.0: 4 lanes a register, 16 as four of them. */
+#ifndef PYLLM_SIMD_NEON_H
+#define PYLLM_SIMD_NEON_H
+#include <arm_neon.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LEVEL neon
+enum { ROWS = 4, COLS = 4 };
+typedef int32x4_t vi;
+typedef float32x4_t vf;
+
+static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+static inline void vi_store(void *p, vi v) { vst1q_u8(p, vreinterpretq_u8_s32(v)); }
+static inline vi vi_set1(int32_t x) { return vdupq_n_s32(x); }
+static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+static inline vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+static inline vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
+static inline vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
+static inline vi vi_mul(vi a, vi b) { return vmulq_s32(a, b); }
+static inline vi vi_shl(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(n)); }
+static inline vi vi_shr(vi a, int n) { return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n))); }
+static inline vi vi_sra(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(-n)); }
+static inline vi vi_lookup(vi index, const int8_t *table) {
+    return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(table), vreinterpretq_u8_s32(index)));
+}
+
+/* Products of bytes in int16 (at most 128*127), added in pairs to int32: exact. Codes below 128 are the same signed and unsigned. */
+static inline vi dot_s(vi acc, vi w, const int8_t *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four)), y = vreinterpretq_s8_s32(w);
+    int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(y), vget_low_s8(x))), high = vpaddlq_s16(vmull_high_s8(y, x));
+    return vaddq_s32(acc, vpaddq_s32(low, high));
+}
+static inline vi dot_u(vi acc, vi w, const int8_t *a) { return dot_s(acc, w, a); }
+static inline vi vi_signed(vi w) { return w; }
+static inline int32_t signed_start(int32_t sum) { (void)sum; return 0; }
+static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {
+    int32_t two;
+    memcpy(&two, a, 4);
+    int16x8_t x = vreinterpretq_s16_s32(vdupq_n_s32(two)), y = vreinterpretq_s16_s32(w);
+    return vaddq_s32(acc, vpaddq_s32(vmull_s16(vget_low_s16(y), vget_low_s16(x)), vmull_high_s16(y, x)));
+}
+
+static inline vf vf_load(const float *p) { return vld1q_f32(p); }
+static inline void vf_store(float *p, vf v) { vst1q_f32(p, v); }
+static inline vf vf_set1(float x) { return vdupq_n_f32(x); }
+static inline vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+static inline vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
+static inline vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+static inline vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
+static inline vf vf_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+static inline vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
+static inline vf vf_fma1(vf a, const float *x, vf c) { return vfmaq_n_f32(c, a, *x); }
+static inline vf vf_from_vi(vi a) { return vcvtq_f32_s32(a); }
+static inline vi vi_from_vf(vf a) { return vcvtq_s32_f32(a); }
+static inline vf vf_bits(vi a) { return vreinterpretq_f32_s32(a); }
+static inline vi vi_bits(vf a) { return vreinterpretq_s32_f32(a); }
+static inline vf vf_f16(const void *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+static inline vi vi_u16(const void *p) { return vreinterpretq_s32_u32(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p)))); }
+static inline vf vf_bf16(const void *p) { return vf_bits(vi_shl(vi_u16(p), 16)); }
+static inline vi vi_u8(const void *p) {
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+}
+static inline vi vi_i8(const void *p) {
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four))));
+}
+static inline void vi_store_i8(int8_t *p, vi v) {
+    int16x4_t h = vmovn_s32(v);
+    uint32_t four = vget_lane_u32(vreinterpret_u32_s8(vmovn_s16(vcombine_s16(h, h))), 0);
+    memcpy(p, &four, 4);
+}
+static inline void vf_store_f16(uint16_t *p, vf v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+static inline vf vf_less(vf x, vf y, vf a, vf b) { return vbslq_f32(vcltq_f32(x, y), a, b); }
+#endif

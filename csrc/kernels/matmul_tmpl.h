@@ -1,0 +1,353 @@
+/* Matmuls over packed groups for one level: include a simd_*.h first. pack.c fixes the bytes, docs/numerics.md the order of float operations.
+ *
+ * Lanes are output rows. A register tile is ROWS rows by up to COLS activation rows. Each format supplies a loader that yields 32 k as 8
+ * vectors (4 consecutive k a lane) and, for super-blocks, its sub-scales; the loops are shared. The weight's zero point is taken off by
+ * starting the integer accumulator at -zero * sum(a), which is exact. */
+#include "../base/math.h"
+#include "init.h"
+#include "lanes.h"
+
+#include <string.h>
+
+/* Weights stream from memory: fetch a fixed distance ahead, spread over the work. */
+enum { AHEAD = 4608 };
+INLINE void prefetch(const uint8_t *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + AHEAD + i, 0, 3);
+}
+
+/* Vector i of a half: file dword i of ROWS rows. */
+INLINE vi dwords(const uint8_t *p, int i) { return vi_load(p + 64 * i); }
+INLINE vi nibbles(vi v, int high) { return vi_and(high ? vi_shr(v, 4) : v, vi_set1(0x0f0f0f0f)); }
+
+typedef void load_fn(const uint8_t *p, int s, vi *q);
+
+/* ---- blocks of 32 ---------------------------------------------------------------------------------------------------- */
+
+INLINE void load_q4(const uint8_t *p, int s, vi *q) {
+    (void)s;
+    for (int j = 0; j < 4; j++) {
+        vi v = dwords(p, j);
+        q[j] = nibbles(v, 0);
+        q[j + 4] = nibbles(v, 1);
+    }
+}
+/* Fifth bits: bit i of a lane's qh belongs to element i; 4 bits become bit 4 of 4 bytes. */
+INLINE vi bits4(vi qh, int j) {
+    vi b = vi_and(vi_shr(qh, 4 * j), vi_set1(15));
+    return vi_shl(vi_and(vi_mul(b, vi_set1(0x00204081)), vi_set1(0x01010101)), 4);
+}
+INLINE void load_q5(const uint8_t *p, int s, vi *q) {
+    load_q4(p, s, q);
+    vi qh = dwords(p, 4);
+    for (int j = 0; j < 8; j++) q[j] = vi_or(q[j], bits4(qh, j));
+}
+INLINE void load_q8_0(const uint8_t *p, int s, vi *q) {
+    (void)s;
+    for (int j = 0; j < 8; j++) q[j] = vi_signed(dwords(p, j));
+}
+static const int8_t iq4_table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t fp4_table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+INLINE void load_table(const uint8_t *p, const int8_t *table, vi *q) {
+    load_q4(p, 0, q);
+    for (int j = 0; j < 8; j++) q[j] = vi_signed(vi_lookup(q[j], table));
+}
+INLINE void load_iq4_nl(const uint8_t *p, int s, vi *q) { (void)s; load_table(p, iq4_table, q); }
+INLINE void load_mxfp4(const uint8_t *p, int s, vi *q) { (void)s; load_table(p, fp4_table, q); }
+
+typedef vf scale_fn(const uint8_t *p);
+INLINE vf scale_f16(const uint8_t *p) { return vf_f16(p); }
+/* 2^(e-128), with the subnormals of e < 2. */
+INLINE vf scale_e8m0(const uint8_t *p) {
+    float f[ROWS];
+    for (int r = 0; r < ROWS; r++) f[r] = bits_f32(p[r] < 2 ? 0x00200000u << p[r] : (uint32_t)(p[r] - 1) << 23);
+    return vf_load(f);
+}
+
+/* What the loops need to know of a format; constant after inlining. */
+typedef struct format {
+    load_fn *load;
+    int dwords;                 /* 4-byte fields of a block, before the 2-byte ones */
+    int bytes;                  /* of a packed block column */
+    int zero;                   /* zero point of unsigned codes */
+    int is_signed;              /* codes are signed bytes instead */
+    int has_min;
+    scale_fn *scale;            /* blocks of 32: the float scale, of scale_bytes a row */
+    int scale_bytes;
+    int sub;                    /* super-blocks: elements of a sub-scale, 16 or 32 */
+    void (*scales)(const uint8_t *p, vi *sc, vi *mn);
+} format;
+
+INLINE vi dot32(const vi *q, const int8_t *a, int from, int to, int32_t start, int is_signed) {
+    vi acc = vi_set1(start);
+    for (int j = from; j < to; j++) acc = is_signed ? dot_s(acc, q[j], a + 4 * j) : dot_u(acc, q[j], a + 4 * j);
+    return acc;
+}
+
+INLINE int32_t start_of(const format *f, int32_t sum) { return f->is_signed ? signed_start(sum) : -f->zero * sum; }
+
+INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
+    for (int h = 0; h < GROUP / ROWS; h++) {
+        vf sum[COLS];
+        for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
+        const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * f->scale_bytes;
+        for (int64_t b = 0; b < k / 32; b++, p += f->bytes, sp += f->bytes) {
+            const act_unit *u = a + b / 8 * m;
+            int i = (int)(b % 8);
+            vi q[8];
+            if (!h) prefetch(p, (size_t)f->bytes);
+            f->load(p, 0, q);
+            vf d = f->scale(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
+#pragma GCC unroll 8
+            for (int c = 0; c < M; c++) {
+                vi dot = dot32(q, u[c].q + 32 * i, 0, 8, start_of(f, u[c].sum32[i]), f->is_signed);
+                vf da = vf_set1(u[c].d[i]);
+                sum[c] = vf_fma(vf_from_vi(dot), vf_mul(d, da), sum[c]);
+                if (f->has_min) sum[c] = vf_fma(vf_set1((float)u[c].sum32[i]), vf_mul(min, da), sum[c]);
+            }
+        }
+        for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
+    }
+}
+
+/* ---- super-blocks of 256 ------------------------------------------------------------------------------------------------ */
+
+/* Q4_K: qs 0..31, scales 32..34. Sub-block s: dwords 8*(s/2).., low nibbles if s is even. */
+INLINE void load_q4_k(const uint8_t *p, int s, vi *q) {
+    for (int j = 0; j < 8; j++) q[j] = vi_and(vi_shr(dwords(p, s / 2 * 8 + j), s % 2 * 4), vi_set1(0x0f0f0f0f));
+}
+/* Q5_K: qs 0..31, qh 32..39 (bit s of byte i: element i of sub-block s), scales 40..42. */
+INLINE void load_q5_k(const uint8_t *p, int s, vi *q) {
+    load_q4_k(p, s, q);
+    for (int j = 0; j < 8; j++) q[j] = vi_or(q[j], vi_shl(vi_and(vi_shr(dwords(p, 32 + j), s), vi_set1(0x01010101)), 4));
+}
+/* Q6_K: ql 0..31, qh 32..47, scales 48..51. */
+INLINE void load_q6_k(const uint8_t *p, int s, vi *q) {
+    int half = s / 4, r = s % 4;
+    for (int j = 0; j < 8; j++) {
+        vi low = vi_and(vi_shr(dwords(p, half * 16 + r % 2 * 8 + j), r / 2 * 4), vi_set1(0x0f0f0f0f));
+        vi high = vi_and(vi_shr(dwords(p, 32 + half * 8 + j), 2 * r), vi_set1(0x03030303));
+        q[j] = vi_or(low, vi_shl(high, 4));
+    }
+}
+/* Q2_K: qs 0..15, scales 16..19. Q3_K: qs 0..15, hmask 16..23, scales 24..26. */
+INLINE void load_q2_k(const uint8_t *p, int s, vi *q) {
+    for (int j = 0; j < 8; j++) q[j] = vi_and(vi_shr(dwords(p, s / 4 * 8 + j), s % 4 * 2), vi_set1(0x03030303));
+}
+INLINE void load_q3_k(const uint8_t *p, int s, vi *q) {
+    load_q2_k(p, s, q);
+    for (int j = 0; j < 8; j++) q[j] = vi_or(q[j], vi_shl(vi_and(vi_shr(dwords(p, 16 + j), s), vi_set1(0x01010101)), 2));
+}
+/* IQ4_XS: qs 0..31 (4 a sub-block, low nibbles first), scales_l 32, then 2-byte d and scales_h. */
+INLINE void load_iq4_xs(const uint8_t *p, int s, vi *q) { load_table(p + 64 * 4 * s, iq4_table, q); }
+
+INLINE vi byte_of(vi v, int i) { return vi_and(vi_shr(v, 8 * i), vi_set1(255)); }
+
+/* 6-bit scales and minima of Q4_K and Q5_K: sc[8] int32; mn[4] pairs of int16. */
+INLINE void scales_k4(const uint8_t *p, int first, vi *sc, vi *mn) {
+    vi a = dwords(p, first), b = dwords(p, first + 1), c = dwords(p, first + 2), six = vi_set1(0x3f3f3f3f), low = vi_set1(0x0f0f0f0f), top = vi_set1(0x30303030);
+    vi s[2] = {vi_and(a, six), vi_or(vi_and(c, low), vi_and(vi_shr(a, 2), top))};
+    vi m[2] = {vi_and(b, six), vi_or(vi_and(vi_shr(c, 4), low), vi_and(vi_shr(b, 2), top))};
+    for (int i = 0; i < 8; i++) sc[i] = byte_of(s[i / 4], i % 4);
+    for (int i = 0; i < 4; i++) mn[i] = vi_or(byte_of(m[i / 2], i % 2 * 2), vi_shl(byte_of(m[i / 2], i % 2 * 2 + 1), 16));
+}
+INLINE void scales_q4_k(const uint8_t *p, vi *sc, vi *mn) { scales_k4(p, 32, sc, mn); }
+INLINE void scales_q5_k(const uint8_t *p, vi *sc, vi *mn) { scales_k4(p, 40, sc, mn); }
+INLINE void scales_q6_k(const uint8_t *p, vi *sc, vi *mn) {
+    (void)mn;
+    for (int i = 0; i < 16; i++) sc[i] = vi_sra(vi_shl(dwords(p, 48 + i / 4), 24 - 8 * (i % 4)), 24);
+}
+INLINE void scales_q2_k(const uint8_t *p, vi *sc, vi *mn) {
+    for (int i = 0; i < 16; i++) sc[i] = vi_and(byte_of(dwords(p, 16 + i / 4), i % 4), vi_set1(15));
+    for (int i = 0; i < 8; i++) {
+        vi v = dwords(p, 16 + i / 2);
+        mn[i] = vi_or(vi_shr(byte_of(v, i % 2 * 2), 4), vi_shl(vi_shr(byte_of(v, i % 2 * 2 + 1), 4), 16));
+    }
+}
+INLINE void scales_q3_k(const uint8_t *p, vi *sc, vi *mn) {
+    (void)mn;
+    for (int i = 0; i < 16; i++) {
+        vi low = vi_and(vi_shr(dwords(p, 24 + i / 4 % 2), 8 * (i % 4) + i / 8 * 4), vi_set1(15));
+        vi high = vi_and(vi_shr(dwords(p, 26), 8 * (i % 4) + i / 4 * 2), vi_set1(3));
+        sc[i] = vi_sub(vi_or(low, vi_shl(high, 4)), vi_set1(32));
+    }
+}
+/* scales_h follows d as a 2-byte field; p points at this half's dwords, so the 2-byte fields of the half are found from its lane offset. */
+INLINE void scales_iq4_xs(const uint8_t *p, const uint8_t *high16, vi *sc) {
+    vi l = dwords(p, 32), h = vi_u16(high16);
+    for (int i = 0; i < 8; i++)
+        sc[i] = vi_sub(vi_or(vi_and(vi_shr(l, 4 * i), vi_set1(15)), vi_shl(vi_and(vi_shr(h, 2 * i), vi_set1(3)), 4)), vi_set1(32));
+}
+
+INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
+    for (int h = 0; h < GROUP / ROWS; h++) {
+        vf sum[COLS];
+        for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
+        const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * 2;
+        for (int64_t b = 0; b < k / 256; b++, p += f->bytes, sp += f->bytes, a += m) {
+            vi sc[16], mn[8], isum[COLS];
+            if (f->scales) f->scales(p, sc, mn);
+            else scales_iq4_xs(p, sp + 2 * GROUP, sc);
+            for (int c = 0; c < M; c++) isum[c] = vi_set1(0);
+#pragma GCC unroll 1
+            for (int s = 0; s < 8; s++) {
+                vi q[8];
+                if (!h) prefetch(p + s * (f->bytes / 8), (size_t)f->bytes / 8);
+                f->load(p, s, q);
+#pragma GCC unroll 8
+                for (int c = 0; c < M; c++) {
+                    const int8_t *x = a[c].q + 32 * s;
+                    if (f->sub == 32) {
+                        isum[c] = vi_add(isum[c], vi_mul(dot32(q, x, 0, 8, start_of(f, a[c].sum32[s]), f->is_signed), sc[s]));
+                    } else {
+                        vi lo = dot32(q, x, 0, 4, start_of(f, a[c].sum16[2 * s]), 0), hi = dot32(q, x, 4, 8, start_of(f, a[c].sum16[2 * s + 1]), 0);
+                        isum[c] = vi_add(isum[c], vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1])));
+                    }
+                }
+            }
+            vf d = vf_f16(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
+            for (int c = 0; c < M; c++) {
+                vf da = vf_set1(a[c].d[0]);
+                sum[c] = vf_fma(vf_from_vi(isum[c]), vf_mul(d, da), sum[c]);
+                if (!f->has_min) continue;
+                vi msum = vi_set1(0);
+                for (int i = 0; i < 128 / f->sub; i++) msum = dot_pairs(msum, mn[i], (f->sub == 32 ? a[c].sum32 : a[c].sum16) + 2 * i);
+                sum[c] = vf_fnma(vf_from_vi(msum), vf_mul(min, da), sum[c]);
+            }
+        }
+        a -= k / 256 * m;
+        for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
+    }
+}
+
+/* ---- float weights -------------------------------------------------------------------------------------------------------- */
+
+enum { KIND_F32, KIND_F16, KIND_BF16 };
+INLINE vf load_float(int kind, const uint8_t *w, int64_t i) {
+    return kind == KIND_F32 ? vf_load((const float *)w + i) : kind == KIND_F16 ? vf_f16(w + 2 * i) : vf_bf16(w + 2 * i);
+}
+INLINE void tile_float(int kind, const uint8_t *w, int64_t k, const float *a, int64_t lda, int M, float *y, int64_t ldy) {
+    for (int h = 0; h < GROUP / ROWS; h++) {
+        vf sum[COLS];
+        for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
+        for (int64_t i = 0; i < k; i++) {
+            if (!h && !(i & 15)) prefetch(w + i * GROUP * (kind == KIND_F32 ? 4 : 2), GROUP * 16 * (kind == KIND_F32 ? 4 : 2));
+            vf v = load_float(kind, w, i * GROUP + h * ROWS);
+#pragma GCC unroll 8
+            for (int c = 0; c < M; c++) sum[c] = vf_fma1(v, a + c * lda + i, sum[c]);
+        }
+        for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
+    }
+}
+
+/* ---- entry points ------------------------------------------------------------------------------------------------------------ */
+
+/* Compile-time tile widths; m columns in steps of COLS. */
+#define COLUMNS(CALL) \
+    for (int64_t g = 0; g < n_groups; g++, w += group_bytes, y += GROUP) \
+        for (int c = 0; c < m; c += COLS) \
+            switch (m - c < COLS ? m - c : COLS) { \
+            case 1: CALL(1); break; \
+            case 2: CALL(2); break; \
+            case 3: CALL(3); break; \
+            case 4: CALL(4); break; \
+            case 5: CALL(COLS < 5 ? COLS : 5); break; \
+            case 6: CALL(COLS < 6 ? COLS : 6); break; \
+            case 7: CALL(COLS < 7 ? COLS : 7); break; \
+            default: CALL(COLS); \
+            }
+#define ARGUMENTS const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, int64_t lda, int m, float *y, int64_t ldy
+
+#define MATMUL(type, tile, ...) \
+    static void NAME(matmul_##type)(ARGUMENTS) { \
+        static const format f = {__VA_ARGS__}; \
+        (void)lda; \
+        COLUMNS(MATMUL_##tile) \
+    }
+#define MATMUL_32(M) tile32(&f, w, k, (const act_unit *)a + c, m, M, y + c * ldy, ldy)
+#define MATMUL_256(M) tile256(&f, w, k, (const act_unit *)a + c, m, M, y + c * ldy, ldy)
+
+MATMUL(q4_0, 32, .load = load_q4, .dwords = 4, .bytes = 18 * 16, .zero = 8, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(q4_1, 32, .load = load_q4, .dwords = 4, .bytes = 20 * 16, .has_min = 1, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(q5_0, 32, .load = load_q5, .dwords = 5, .bytes = 22 * 16, .zero = 16, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(q5_1, 32, .load = load_q5, .dwords = 5, .bytes = 24 * 16, .has_min = 1, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(q8_0, 32, .load = load_q8_0, .dwords = 8, .bytes = 34 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(iq4_nl, 32, .load = load_iq4_nl, .dwords = 4, .bytes = 18 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(mxfp4, 32, .load = load_mxfp4, .dwords = 4, .bytes = 17 * 16, .is_signed = 1, .scale = scale_e8m0, .scale_bytes = 1)
+MATMUL(q2_k, 256, .load = load_q2_k, .dwords = 20, .bytes = 84 * 16, .has_min = 1, .sub = 16, .scales = scales_q2_k)
+MATMUL(q3_k, 256, .load = load_q3_k, .dwords = 27, .bytes = 110 * 16, .zero = 4, .sub = 16, .scales = scales_q3_k)
+MATMUL(q4_k, 256, .load = load_q4_k, .dwords = 35, .bytes = 144 * 16, .has_min = 1, .sub = 32, .scales = scales_q4_k)
+MATMUL(q5_k, 256, .load = load_q5_k, .dwords = 43, .bytes = 176 * 16, .has_min = 1, .sub = 32, .scales = scales_q5_k)
+MATMUL(q6_k, 256, .load = load_q6_k, .dwords = 52, .bytes = 210 * 16, .zero = 32, .sub = 16, .scales = scales_q6_k)
+MATMUL(iq4_xs, 256, .load = load_iq4_xs, .dwords = 33, .bytes = 136 * 16, .is_signed = 1, .sub = 32)
+
+#define MATMUL_FLOAT(type, kind) \
+    static void NAME(matmul_##type)(ARGUMENTS) { COLUMNS(MATMUL_##kind) }
+#define MATMUL_KIND_F32(M) tile_float(KIND_F32, w, k, (const float *)a + c * lda, lda, M, y + c * ldy, ldy)
+#define MATMUL_KIND_F16(M) tile_float(KIND_F16, w, k, (const float *)a + c * lda, lda, M, y + c * ldy, ldy)
+#define MATMUL_KIND_BF16(M) tile_float(KIND_BF16, w, k, (const float *)a + c * lda, lda, M, y + c * ldy, ldy)
+MATMUL_FLOAT(f32, KIND_F32)
+MATMUL_FLOAT(f16, KIND_F16)
+MATMUL_FLOAT(bf16, KIND_BF16)
+
+/* ---- activations ------------------------------------------------------------------------------------------------------------- */
+
+/* One block to int8; the sums of each 16 go to sum16. Maxima and exact integer sums do not depend on their order. */
+INLINE float quantize_block(const float *x, int n, int8_t *q, int16_t *sum16) {
+    vf amax = vf_set1(0), wrong = vf_set1(0);
+    for (int i = 0; i < n; i += ROWS) {
+        vf v = vf_load(x + i), abs = vf_bits(vi_and(vi_bits(v), vi_set1(0x7fffffff)));
+        amax = vf_max(abs, amax);
+        wrong = vf_add(wrong, vf_sub(v, v));            /* NaN where x is not finite */
+    }
+    float lanes[ROWS], bad[ROWS], most = 0, nan = 0;
+    vf_store(lanes, amax);
+    vf_store(bad, wrong);
+    for (int i = 0; i < ROWS; i++) {
+        most = max32(lanes[i], most);
+        nan += bad[i];
+    }
+    if (nan != nan || most < 1e-30f) {
+        memset(q, 0, (size_t)n);
+        memset(sum16, 0, (size_t)n / 8);
+        return nan != nan ? bits_f32(0x7fc00000u) : 0;
+    }
+    vf inv = vf_set1(127.0f / most), magic = vf_set1(12582912.0f);
+    for (int i = 0; i < n; i += 16) {
+        int32_t part[ROWS], total = 0;
+        vi sum = vi_set1(0);
+        for (int j = 0; j < 16; j += ROWS) {
+            vi r = vi_from_vf(vf_sub(vf_add(vf_mul(vf_load(x + i + j), inv), magic), magic));
+            vi_store_i8(q + i + j, r);
+            sum = vi_add(sum, r);
+        }
+        vi_store(part, sum);
+        for (int j = 0; j < ROWS; j++) total += part[j];
+        sum16[i / 16] = (int16_t)total;
+    }
+    return most / 127.0f;
+}
+
+static void NAME(quantize_act)(const float *x, int64_t ldx, int m, int64_t k, int block, act_unit *dst) {
+    for (int64_t u = 0; u < (k + 255) / 256; u++)
+        for (int c = 0; c < m; c++) {
+            act_unit *a = &dst[u * m + c];
+            int64_t left = k - u * 256 < 256 ? k - u * 256 : 256;
+            if (left < 256) memset(a, 0, sizeof *a);
+            const float *p = x + c * ldx + u * 256;
+            if (block == 32)
+                for (int b = 0; b < left / 32; b++) a->d[b] = quantize_block(p + 32 * b, 32, a->q + 32 * b, a->sum16 + 2 * b);
+            else {
+                memset(a->d, 0, sizeof a->d);
+                a->d[0] = quantize_block(p, 256, a->q, a->sum16);
+            }
+            for (int b = 0; b < 8; b++) a->sum32[b] = (int16_t)(a->sum16[2 * b] + a->sum16[2 * b + 1]);
+        }
+}
+
+void NAME(init_matmul)(kernels *k) {
+    KERNEL_LEVEL(k, quantize_act, "quantize_act", quantize_act);
+#define SET(TYPE, type) KERNEL_LEVEL(k, matmul[QTYPE_##TYPE], "matmul_" #type, matmul_##type);
+    SET(F32, f32) SET(F16, f16) SET(BF16, bf16) SET(Q4_0, q4_0) SET(Q4_1, q4_1) SET(Q5_0, q5_0) SET(Q5_1, q5_1) SET(Q8_0, q8_0)
+    SET(Q2_K, q2_k) SET(Q3_K, q3_k) SET(Q4_K, q4_k) SET(Q5_K, q5_k) SET(Q6_K, q6_k) SET(IQ4_NL, iq4_nl) SET(IQ4_XS, iq4_xs) SET(MXFP4, mxfp4)
+#undef SET
+}

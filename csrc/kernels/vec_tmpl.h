@@ -1,0 +1,64 @@
+/* Norms, activations and rope for one level: include a simd_*.h first. docs/numerics.md fixes the order of operations. */
+#include "init.h"
+#include "lanes.h"
+
+#include <string.h>
+
+static void NAME(rmsnorm)(const float *x, const float *w, float *y, int64_t n, float eps) {
+    fx s = fx_set1(0);
+    int64_t i = 0, whole = n / 16 * 16;
+    for (; i < whole; i += 16) s = fx_fma(fx_load(x + i), fx_load(x + i), s);
+    if (i < n) {                    /* zeros add nothing to a lane */
+        fx v = fx_load_part(x + i, n - i);
+        s = fx_fma(v, v, s);
+    }
+    float r = 1.0f / __builtin_sqrtf(fx_sum(s) / (float)n + eps);
+    fx rr = fx_set1(r);
+    for (i = 0; i < whole; i += 16) {
+        fx v = fx_mul(fx_load(x + i), rr);
+        fx_store(y + i, w ? fx_mul(v, fx_load(w + i)) : v);
+    }
+    for (; i < n; i++) y[i] = w ? (x[i] * r) * w[i] : x[i] * r;
+}
+
+INLINE fx gate_act(int act, fx g) { return act == ACT_SILU ? fx_silu(g) : fx_gelu(g); }
+
+static void NAME(gated)(int act, const float *gate, const float *up, float *y, int64_t n) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) fx_store(y + i, fx_mul(gate_act(act, fx_load(gate + i)), fx_load(up + i)));
+    if (i < n) fx_store_part(y + i, fx_mul(gate_act(act, fx_load_part(gate + i, n - i)), fx_load_part(up + i, n - i)), n - i);
+}
+
+static void NAME(softcap)(const float *x, float *y, int64_t n, float cap) {
+    fx c = fx_set1(cap);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) fx_store(y + i, fx_mul(c, fx_tanh(fx_div(fx_load(x + i), c))));
+    if (i < n) fx_store_part(y + i, fx_mul(c, fx_tanh(fx_div(fx_load_part(x + i, n - i), c))), n - i);
+}
+
+static void NAME(rope)(const float *x, const float *angles, float *y, int heads, int dim, int rot, int neox) {
+    int half = rot / 2;
+    const float *cos = angles, *sin = angles + half;
+    for (int h = 0; h < heads; h++, x += dim, y += dim) {
+        int i = 0;
+        for (; neox && i + 16 <= half; i += 16) {
+            fx a = fx_load(x + i), b = fx_load(x + i + half), c = fx_load(cos + i), s = fx_load(sin + i);
+            fx_store(y + i, fx_fma(a, c, fx_sub(fx_set1(-0.0f), fx_mul(b, s))));
+            fx_store(y + i + half, fx_fma(a, s, fx_mul(b, c)));
+        }
+        for (; i < half; i++) {
+            int ia = neox ? i : 2 * i, ib = neox ? i + half : 2 * i + 1;
+            float a = x[ia], b = x[ib];
+            y[ia] = fma32(a, cos[i], -(b * sin[i]));
+            y[ib] = fma32(a, sin[i], b * cos[i]);
+        }
+        memmove(y + rot, x + rot, (size_t)(dim - rot) * sizeof *x);
+    }
+}
+
+void NAME(init_vec)(kernels *k) {
+    KERNEL_LEVEL(k, rmsnorm, "rmsnorm", rmsnorm);
+    KERNEL_LEVEL(k, gated, "gated", gated);
+    KERNEL_LEVEL(k, softcap, "softcap", softcap);
+    KERNEL_LEVEL(k, rope, "rope", rope);
+}
