@@ -19,12 +19,12 @@ INLINE void prefetch(const uint8_t *p, size_t bytes) {
 INLINE vi dwords(const uint8_t *p, int i) { return vi_load(p + 64 * i); }
 INLINE vi nibbles(vi v, int high) { return vi_and(high ? vi_shr(v, 4) : v, vi_set1(0x0f0f0f0f)); }
 
-typedef void load_fn(const uint8_t *p, int s, vi *q);
+typedef void load_fn(const uint8_t *p, int64_t part, int i, vi *q);    /* part, i: super-blocks only */
 
 /* ---- blocks of 32 ---------------------------------------------------------------------------------------------------- */
 
-INLINE void load_q4(const uint8_t *p, int s, vi *q) {
-    (void)s;
+INLINE void load_q4(const uint8_t *p, int64_t part, int i, vi *q) {
+    (void)part, (void)i;
     for (int j = 0; j < 4; j++) {
         vi v = dwords(p, j);
         q[j] = nibbles(v, 0);
@@ -36,23 +36,23 @@ INLINE vi bits4(vi qh, int j) {
     vi b = vi_and(vi_shr(qh, 4 * j), vi_set1(15));
     return vi_shl(vi_and(vi_mul(b, vi_set1(0x00204081)), vi_set1(0x01010101)), 4);
 }
-INLINE void load_q5(const uint8_t *p, int s, vi *q) {
-    load_q4(p, s, q);
+INLINE void load_q5(const uint8_t *p, int64_t part, int i, vi *q) {
+    load_q4(p, part, i, q);
     vi qh = dwords(p, 4);
     for (int j = 0; j < 8; j++) q[j] = vi_or(q[j], bits4(qh, j));
 }
-INLINE void load_q8_0(const uint8_t *p, int s, vi *q) {
-    (void)s;
+INLINE void load_q8_0(const uint8_t *p, int64_t part, int i, vi *q) {
+    (void)part, (void)i;
     for (int j = 0; j < 8; j++) q[j] = vi_signed(dwords(p, j));
 }
 static const int8_t iq4_table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t fp4_table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 INLINE void load_table(const uint8_t *p, const int8_t *table, vi *q) {
-    load_q4(p, 0, q);
+    load_q4(p, 0, 0, q);
     for (int j = 0; j < 8; j++) q[j] = vi_signed(vi_lookup(q[j], table));
 }
-INLINE void load_iq4_nl(const uint8_t *p, int s, vi *q) { (void)s; load_table(p, iq4_table, q); }
-INLINE void load_mxfp4(const uint8_t *p, int s, vi *q) { (void)s; load_table(p, fp4_table, q); }
+INLINE void load_iq4_nl(const uint8_t *p, int64_t part, int i, vi *q) { (void)part, (void)i; load_table(p, iq4_table, q); }
+INLINE void load_mxfp4(const uint8_t *p, int64_t part, int i, vi *q) { (void)part, (void)i; load_table(p, fp4_table, q); }
 
 typedef vf scale_fn(const uint8_t *p);
 INLINE vf scale_f16(const uint8_t *p) { return vf_f16(p); }
@@ -67,7 +67,7 @@ INLINE vf scale_e8m0(const uint8_t *p) {
 typedef struct format {
     load_fn *load;
     int dwords;                 /* 4-byte fields of a block, before the 2-byte ones */
-    int bytes;                  /* of a packed block column */
+    int bytes;                  /* of a packed block column (pack_column_bytes) */
     int zero;                   /* zero point of unsigned codes */
     int is_signed;              /* codes are signed bytes instead */
     int has_min;
@@ -95,7 +95,7 @@ INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit 
             int i = (int)(b % 8);
             vi q[8];
             if (!h) prefetch(p, (size_t)f->bytes);
-            f->load(p, 0, q);
+            f->load(p, 0, 0, q);
             vf d = f->scale(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
 #pragma GCC unroll 8
             for (int c = 0; c < M; c++) {
@@ -111,34 +111,36 @@ INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit 
 
 /* ---- super-blocks of 256 ------------------------------------------------------------------------------------------------ */
 
-/* Q4_K: qs 0..31, scales 32..34. Sub-block s: dwords 8*(s/2).., low nibbles if s is even. */
-INLINE void load_q4_k(const uint8_t *p, int s, vi *q) {
-    for (int j = 0; j < 8; j++) q[j] = vi_and(vi_shr(dwords(p, s / 2 * 8 + j), s % 2 * 4), vi_set1(0x0f0f0f0f));
+/* A super-block is walked in parts: 4 of 2 sub-blocks of 32 where sub-scales are per 32, else 2 of 4. part is a run-time number, i one of
+   the compiler's, so that shifts are constants. */
+/* Q4_K: qs 0..31, scales 32..34. Part: 8 dwords, low nibbles first. */
+INLINE void load_q4_k(const uint8_t *p, int64_t part, int i, vi *q) {
+    for (int j = 0; j < 8; j++) q[j] = nibbles(dwords(p + part * 512, j), i);
 }
-/* Q5_K: qs 0..31, qh 32..39 (bit s of byte i: element i of sub-block s), scales 40..42. */
-INLINE void load_q5_k(const uint8_t *p, int s, vi *q) {
-    load_q4_k(p, s, q);
-    for (int j = 0; j < 8; j++) q[j] = vi_or(q[j], vi_shl(vi_and(vi_shr(dwords(p, 32 + j), s), vi_set1(0x01010101)), 4));
+/* Q5_K: qs 0..31, qh 32..39 (bit s of byte k: element k of sub-block s), scales 40..42. */
+INLINE void load_q5_k(const uint8_t *p, int64_t part, int i, vi *q) {
+    load_q4_k(p, part, i, q);
+    for (int j = 0; j < 8; j++)
+        q[j] = vi_or(q[j], vi_shl(vi_and(vi_shr(dwords(p, 32 + j), (int)part * 2 + i), vi_set1(0x01010101)), 4));
 }
-/* Q6_K: ql 0..31, qh 32..47, scales 48..51. */
-INLINE void load_q6_k(const uint8_t *p, int s, vi *q) {
-    int half = s / 4, r = s % 4;
+/* IQ4_XS: qs 0..31 (4 a sub-block, low nibbles first), scales_l 32, then 2-byte d and scales_h. */
+INLINE void load_iq4_xs(const uint8_t *p, int64_t part, int i, vi *q) { load_table(p + part * 512 + i * 256, iq4_table, q); }
+/* Q6_K: ql 0..31, qh 32..47, scales 48..51. Part: 16 dwords of ql, 8 of qh. */
+INLINE void load_q6_k(const uint8_t *p, int64_t part, int i, vi *q) {
     for (int j = 0; j < 8; j++) {
-        vi low = vi_and(vi_shr(dwords(p, half * 16 + r % 2 * 8 + j), r / 2 * 4), vi_set1(0x0f0f0f0f));
-        vi high = vi_and(vi_shr(dwords(p, 32 + half * 8 + j), 2 * r), vi_set1(0x03030303));
-        q[j] = vi_or(low, vi_shl(high, 4));
+        vi h = dwords(p + 2048 + part * 512, j), high = vi_and(i < 2 ? vi_shl(h, 4 - 2 * i) : vi_shr(h, 2 * i - 4), vi_set1(0x30303030));
+        q[j] = vi_or(nibbles(dwords(p + part * 1024, i % 2 * 8 + j), i / 2), high);
     }
 }
 /* Q2_K: qs 0..15, scales 16..19. Q3_K: qs 0..15, hmask 16..23, scales 24..26. */
-INLINE void load_q2_k(const uint8_t *p, int s, vi *q) {
-    for (int j = 0; j < 8; j++) q[j] = vi_and(vi_shr(dwords(p, s / 4 * 8 + j), s % 4 * 2), vi_set1(0x03030303));
+INLINE void load_q2_k(const uint8_t *p, int64_t part, int i, vi *q) {
+    for (int j = 0; j < 8; j++) q[j] = vi_and(vi_shr(dwords(p + part * 512, j), 2 * i), vi_set1(0x03030303));
 }
-INLINE void load_q3_k(const uint8_t *p, int s, vi *q) {
-    load_q2_k(p, s, q);
-    for (int j = 0; j < 8; j++) q[j] = vi_or(q[j], vi_shl(vi_and(vi_shr(dwords(p, 16 + j), s), vi_set1(0x01010101)), 2));
+INLINE void load_q3_k(const uint8_t *p, int64_t part, int i, vi *q) {
+    load_q2_k(p, part, i, q);
+    for (int j = 0; j < 8; j++)
+        q[j] = vi_or(q[j], vi_shl(vi_and(vi_shr(dwords(p, 16 + j), (int)part * 4 + i), vi_set1(0x01010101)), 2));
 }
-/* IQ4_XS: qs 0..31 (4 a sub-block, low nibbles first), scales_l 32, then 2-byte d and scales_h. */
-INLINE void load_iq4_xs(const uint8_t *p, int s, vi *q) { load_table(p + 64 * 4 * s, iq4_table, q); }
 
 INLINE vi byte_of(vi v, int i) { return vi_and(vi_shr(v, 8 * i), vi_set1(255)); }
 
@@ -188,19 +190,25 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
             if (f->scales) f->scales(p, sc, mn);
             else scales_iq4_xs(p, sp + 2 * GROUP, sc);
             for (int c = 0; c < M; c++) isum[c] = vi_set1(0);
-#pragma GCC unroll 1
-            for (int s = 0; s < 8; s++) {
-                vi q[8];
-                if (!h) prefetch(p + s * (f->bytes / 8), (size_t)f->bytes / 8);
-                f->load(p, s, q);
+            int subs = f->sub == 32 ? 2 : 4;
+            for (int64_t part = 0; part < 8 / subs; part++) {
+                __asm__("" : "+r"(part));       /* a rolled loop: unrolled whole, the unpacking of all parts would be hoisted and spilled */
+                for (int i = 0; i < subs; i++) {
+                    int64_t s = part * subs + i;
+                    vi q[8];
+                    if (!h) prefetch(p + s * (f->bytes / 8), (size_t)f->bytes / 8);
+                    f->load(p, part, i, q);
 #pragma GCC unroll 8
-                for (int c = 0; c < M; c++) {
-                    const int8_t *x = a[c].q + 32 * s;
-                    if (f->sub == 32) {
-                        isum[c] = vi_add(isum[c], vi_mul(dot32(q, x, 0, 8, start_of(f, a[c].sum32[s]), f->is_signed), sc[s]));
-                    } else {
-                        vi lo = dot32(q, x, 0, 4, start_of(f, a[c].sum16[2 * s]), 0), hi = dot32(q, x, 4, 8, start_of(f, a[c].sum16[2 * s + 1]), 0);
-                        isum[c] = vi_add(isum[c], vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1])));
+                    for (int c = 0; c < M; c++) {
+                        const act_unit *x = &a[c];
+                        if (f->sub == 32) {
+                            vi dot = dot32(q, x->q + 32 * s, 0, 8, start_of(f, x->sum32[s]), f->is_signed);
+                            isum[c] = vi_add(isum[c], vi_mul(dot, sc[s]));
+                        } else {
+                            vi lo = dot32(q, x->q + 32 * s, 0, 4, start_of(f, x->sum16[2 * s]), 0);
+                            vi hi = dot32(q, x->q + 32 * s, 4, 8, start_of(f, x->sum16[2 * s + 1]), 0);
+                            isum[c] = vi_add(isum[c], vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1])));
+                        }
                     }
                 }
             }
@@ -274,10 +282,10 @@ MATMUL(q8_0, 32, .load = load_q8_0, .dwords = 8, .bytes = 34 * 16, .is_signed = 
 MATMUL(iq4_nl, 32, .load = load_iq4_nl, .dwords = 4, .bytes = 18 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
 MATMUL(mxfp4, 32, .load = load_mxfp4, .dwords = 4, .bytes = 17 * 16, .is_signed = 1, .scale = scale_e8m0, .scale_bytes = 1)
 MATMUL(q2_k, 256, .load = load_q2_k, .dwords = 20, .bytes = 84 * 16, .has_min = 1, .sub = 16, .scales = scales_q2_k)
-MATMUL(q3_k, 256, .load = load_q3_k, .dwords = 27, .bytes = 110 * 16, .zero = 4, .sub = 16, .scales = scales_q3_k)
+MATMUL(q3_k, 256, .load = load_q3_k, .dwords = 27, .bytes = 112 * 16, .zero = 4, .sub = 16, .scales = scales_q3_k)
 MATMUL(q4_k, 256, .load = load_q4_k, .dwords = 35, .bytes = 144 * 16, .has_min = 1, .sub = 32, .scales = scales_q4_k)
 MATMUL(q5_k, 256, .load = load_q5_k, .dwords = 43, .bytes = 176 * 16, .has_min = 1, .sub = 32, .scales = scales_q5_k)
-MATMUL(q6_k, 256, .load = load_q6_k, .dwords = 52, .bytes = 210 * 16, .zero = 32, .sub = 16, .scales = scales_q6_k)
+MATMUL(q6_k, 256, .load = load_q6_k, .dwords = 52, .bytes = 212 * 16, .zero = 32, .sub = 16, .scales = scales_q6_k)
 MATMUL(iq4_xs, 256, .load = load_iq4_xs, .dwords = 33, .bytes = 136 * 16, .is_signed = 1, .sub = 32)
 
 #define MATMUL_FLOAT(type, kind) \

@@ -24,9 +24,12 @@ static const field layouts[QTYPE_COUNT][5] = {
     [QTYPE_IQ4_XS] = {{8, 4, 32}, {4, 4, 1}, {0, 2, 2}},                /* qs, scales_l, d and scales_h */
 };
 
-size_t pack_group_bytes(uint32_t type, int64_t k) {
-    return (size_t)(k / qtype_get(type)->elems) * (size_t)qtype_get(type)->bytes * GROUP;
+size_t pack_column_bytes(uint32_t type) {
+    size_t n = (size_t)qtype_get(type)->bytes * GROUP;
+    return qtype_get(type)->elems == 256 && layouts[type][0].width ? (n + 63) / 64 * 64 : n;
 }
+
+size_t pack_group_bytes(uint32_t type, int64_t k) { return (size_t)(k / qtype_get(type)->elems) * pack_column_bytes(type); }
 
 static void transpose(const uint8_t *const *rows, size_t at, const field *f, uint8_t *dst) {
     for (int e = 0; e < f->count; e++, at += f->width, dst += f->width * GROUP)
@@ -42,21 +45,24 @@ void pack_group(uint32_t type, const uint8_t *src, size_t row_bytes, int n_rows,
     const qtype_info *q = qtype_get(type);
     size_t bytes = (size_t)q->bytes;
     const uint8_t *rows[GROUP];
-    for (int64_t b = 0; b < k / q->elems; b++) {
+    size_t column = pack_column_bytes(type);
+    for (int64_t b = 0; b < k / q->elems; b++, dst += column) {
+        uint8_t *at = dst;
         for (int r = 0; r < GROUP; r++) rows[r] = r < n_rows ? src + (size_t)r * row_bytes + (size_t)b * bytes : zero;
         if (!layouts[type][0].width)
-            for (int r = 0; r < GROUP; r++, dst += bytes) memcpy(dst, rows[r], bytes);
+            for (int r = 0; r < GROUP; r++, at += bytes) memcpy(at, rows[r], bytes);
         for (const field *f = layouts[type]; f->count; f++) {
-            transpose(rows, f->offset, f, dst);
-            dst += (size_t)f->width * f->count * GROUP;
+            transpose(rows, f->offset, f, at);
+            at += (size_t)f->width * f->count * GROUP;
         }
+        memset(at, 0, (size_t)(dst + column - at));
     }
 }
 
 void unpack_row(uint32_t type, const uint8_t *group, int r, int64_t k, uint8_t *dst) {
     const qtype_info *q = qtype_get(type);
     size_t bytes = (size_t)q->bytes;
-    for (int64_t b = 0; b < k / q->elems; b++, dst += bytes, group += bytes * GROUP) {
+    for (int64_t b = 0; b < k / q->elems; b++, dst += bytes, group += pack_column_bytes(type)) {
         const uint8_t *src = group;
         if (!layouts[type][0].width) memcpy(dst, group + (size_t)r * bytes, bytes);
         for (const field *f = layouts[type]; f->count; f++)

@@ -3,12 +3,14 @@
  *
  * A type's fields (pack.c, one table row per type) are runs of `count` elements of `width` bytes at `offset` of the file's block;
  * in the packed block column each element becomes 16 neighbours, row 0..15. Widths are 1, 2 and 4; types without a fast kernel have
- * one field as wide as the block (the 16 file blocks one after the other). Rows past the last are zero bytes. */
+ * one field as wide as the block (the 16 file blocks one after the other). Columns of super-blocks are padded to whole cache lines: loads that straddle
+ * lines cost Q6_K a third of its speed at one row. Rows past the last are zero bytes. */
 #ifndef PYLLM_KERNELS_PACK_H
 #define PYLLM_KERNELS_PACK_H
 #include "kernels.h"
 
-/* Bytes of one packed group of 16 rows of k elements: exactly 16 rows of file bytes. */
+/* Bytes of one packed block column, and of a packed group of 16 rows of k elements. */
+size_t pack_column_bytes(uint32_t type);
 size_t pack_group_bytes(uint32_t type, int64_t k);
 /* rows: 1..16 file rows (row_bytes apart) -> one packed group. */
 void pack_group(uint32_t type, const uint8_t *rows, size_t row_bytes, int n_rows, int64_t k, uint8_t *dst);

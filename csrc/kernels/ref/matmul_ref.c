@@ -61,13 +61,14 @@ static void matmul_quant(uint32_t type, const uint8_t *w, size_t group_bytes, in
                          int64_t ldy) {
     const qtype_info *q = qtype_get(type);
     int units = format_units(type), min = has_min(type);
+    size_t column = pack_column_bytes(type);
     uint8_t block[256];
     qunit unit;
     for (int64_t g = 0; g < n_groups; g++)
         for (int r = 0; r < GROUP; r++) {
             float acc[PANEL] = {0};
             for (int64_t b = 0, at = 0; b < k / q->elems; b++) {
-                unpack_row(type, w + (size_t)g * group_bytes + (size_t)b * (size_t)q->bytes * GROUP, r, q->elems, block);
+                unpack_row(type, w + (size_t)g * group_bytes + (size_t)b * column, r, q->elems, block);
                 for (int u = 0; u < units; u++, at += unit.n) {
                     format_decode(type, block, u, &unit);
                     for (int c = 0; c < m; c++) acc[c] = unit_dot(&unit, &a[at / 256 * m + c], (int)(at % 256), min, acc[c]);
