@@ -1,3 +1,6 @@
+/* The pool. One 64-bit word says what goes on: the generation of the job (odd while it is open) in the high half, the number
+ * of helpers inside in the low half. A helper enters an open job by adding 1, the caller closes the job when the items are
+ * handed out and then waits for those inside only. So a helper that the system has not scheduled yet delays nobody. */
 #define _GNU_SOURCE
 #include "threads.h"
 
@@ -17,30 +20,39 @@
 #define PAUSE() ((void)0)
 #endif
 
-enum { STACK_BYTES = 512 << 10, SPIN_NS = 1000000 };    /* a spinning worker covers the gaps of one running step */
+enum {
+    STACK_BYTES = 256 << 10,
+    SPIN_NS = 1000000,              /* longer than the gaps between a step's jobs: waking a sleeper takes 20 us or more */
+    SHORT_NS = 50000,               /* after that, spinning may be keeping a CPU from whoever is waited for: yield */
+    SPINS_PER_LOOK = 64             /* pauses between looks at the clock, about 2 us */
+};
 
 struct pool {
-    int n;
-    /* the job; written by the caller before `generation` moves */
+    int n, started;
+    int crowded;                        /* more workers than CPUs: yield at once, sleep soon */
+    /* the job; written by the caller while the job is closed and nobody is inside */
     pool_fn fn;
     void *ctx;
     int64_t items, grain;
     const volatile int32_t *cancel;
+    /* each on its own cache line: `next` is hammered while helpers that wait read `state` */
     _Alignas(64) atomic_llong next;
-    _Alignas(64) atomic_uint generation;
-    _Alignas(64) atomic_int busy;
+    _Alignas(64) atomic_ullong state;
     _Alignas(64) atomic_int sleepers;
-    int stop;
+    atomic_int stop;
     pthread_mutex_t lock;
     pthread_cond_t wake;
     pthread_t *threads;
-    int started;
 };
 
-typedef struct start {
+typedef struct helper {
     pool *p;
     int worker;
-} start;
+} helper;
+
+#define ONE_GENERATION (1ull << 32)
+
+static uint32_t generation(unsigned long long state) { return (uint32_t)(state >> 32); }
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -48,73 +60,105 @@ static int64_t now_ns(void) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+/* The flag is set by threads that know nothing of atomics; a relaxed load is what a plain read should have been. */
+static int cancelled(const volatile int32_t *cancel) { return cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED); }
+
 static void work(pool *p, int worker) {
-    for (;;) {
+    while (!cancelled(p->cancel)) {
         int64_t i = atomic_fetch_add_explicit(&p->next, p->grain, memory_order_relaxed);
-        if (i >= p->items || (p->cancel && *p->cancel)) return;
-        int64_t end = i + p->grain < p->items ? i + p->grain : p->items;
+        int64_t end = p->items - i > p->grain ? i + p->grain : p->items;
+        if (i >= p->items) return;
         for (; i < end; i++) p->fn(p->ctx, i, worker);
     }
 }
 
-/* Waits until the generation differs from `seen`: spins for SPIN_NS, yielding now and then, then sleeps. */
-static unsigned await(pool *p, unsigned seen) {
-    unsigned g;
-    int64_t until = now_ns() + SPIN_NS;
-    for (int spins = 0;; spins++) {
-        if ((g = atomic_load_explicit(&p->generation, memory_order_acquire)) != seen) return g;
-        PAUSE();
-        if ((spins & 255) != 255) continue;
-        if (now_ns() > until) break;
-        if ((spins & 4095) == 4095) sched_yield();      /* more workers than cores: let the others run */
-    }
+/* ---- helpers ---- */
+
+/* Enters the open job, if there is one that this helper has not been in (*seen). */
+static int enter(pool *p, uint32_t *seen) {
+    unsigned long long s = atomic_load(&p->state);
+    while ((generation(s) & 1) && generation(s) != *seen)
+        if (atomic_compare_exchange_weak(&p->state, &s, s + 1)) {
+            *seen = generation(s);
+            return 1;
+        }
+    return 0;
+}
+
+/* Waits in the kernel. The caller opens a job and then looks for sleepers; a helper counts itself as one and then looks for
+   a job. Both in sequentially consistent order, so that one of them sees the other. */
+static int sleep_until_job(pool *p, uint32_t *seen) {
+    int in;
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
-    while ((g = atomic_load(&p->generation)) == seen) pthread_cond_wait(&p->wake, &p->lock);
+    while (!(in = enter(p, seen)) && !atomic_load(&p->stop)) pthread_cond_wait(&p->wake, &p->lock);
     atomic_fetch_sub(&p->sleepers, 1);
     pthread_mutex_unlock(&p->lock);
-    return g;
+    return in;
 }
 
-static void *worker_main(void *arg) {
-    start s = *(start *)arg;
+/* 1 inside a job, 0 when the pool ends. */
+static int next_job(pool *p, uint32_t *seen) {
+    int64_t start = now_ns(), waited = 0;
+    while (!atomic_load(&p->stop) && waited < (p->crowded ? SHORT_NS : SPIN_NS)) {
+        for (int i = 0; i < SPINS_PER_LOOK; i++) {
+            if (enter(p, seen)) return 1;
+            PAUSE();
+        }
+        if (p->crowded || waited > SHORT_NS) sched_yield();
+        waited = now_ns() - start;
+    }
+    return sleep_until_job(p, seen);
+}
+
+static void *helper_main(void *arg) {
+    helper h = *(helper *)arg;
     mem_free(arg);
     fpenv_enter();
-    for (unsigned seen = 0;;) {
-        seen = await(s.p, seen);
-        if (s.p->stop) return NULL;
-        work(s.p, s.worker);
-        atomic_fetch_sub_explicit(&s.p->busy, 1, memory_order_release);
+    for (uint32_t seen = 0; next_job(h.p, &seen);) {
+        work(h.p, h.worker);
+        atomic_fetch_sub_explicit(&h.p->state, 1, memory_order_release);
     }
+    return NULL;
 }
 
-static int start_worker(pool *p, int worker) {
+static int start_helper(pool *p, int worker) {
     pthread_attr_t attr;
-    start *s = mem_alloc(sizeof *s);
-    if (!s) return -1;
-    *s = (start){p, worker};
+    helper *h = mem_alloc(sizeof *h);
+    if (!h) return -1;
+    *h = (helper){p, worker};
     int rc = fault_point();
+    if (!rc) rc = pthread_attr_init(&attr);
     if (!rc) {
-        pthread_attr_init(&attr);
-        pthread_attr_setstacksize(&attr, STACK_BYTES);
-        rc = pthread_create(&p->threads[worker - 1], &attr, worker_main, s);
+        rc = pthread_attr_setstacksize(&attr, STACK_BYTES);
+        if (!rc) rc = pthread_create(&p->threads[worker - 1], &attr, helper_main, h);
         pthread_attr_destroy(&attr);
     }
-    if (rc) mem_free(s);
+    if (rc) mem_free(h);
     return rc ? -1 : 0;
+}
+
+/* ---- the caller ---- */
+
+static void wake_sleepers(pool *p) {
+    if (!atomic_load(&p->sleepers)) return;
+    pthread_mutex_lock(&p->lock);       /* a helper between its last look and its wait holds it */
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
 }
 
 pool *pool_new(int n) {
     pool *p = mem_zalloc(sizeof *p);
     if (!p) return NULL;
     p->n = n;
+    p->crowded = n > threads_allowed();
     p->threads = mem_array((size_t)n, sizeof *p->threads);
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
-    sigset_t all, old;              /* the host's signals stay with the host's threads */
+    sigset_t all, old;                  /* inherited by the helpers: the host's signals stay with the host's threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    for (int w = 1; p->threads && w < n && !start_worker(p, w); w++) p->started = w;
+    while (p->threads && p->started < n - 1 && !start_helper(p, p->started + 1)) p->started++;
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (!p->threads || p->started < n - 1) {
         pool_free(p);
@@ -123,21 +167,10 @@ pool *pool_new(int n) {
     return p;
 }
 
-static void post(pool *p) {
-    atomic_fetch_add(&p->generation, 1);
-    if (!atomic_load(&p->sleepers)) return;
-    pthread_mutex_lock(&p->lock);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
-}
-
 void pool_free(pool *p) {
     if (!p) return;
-    p->stop = 1;
-    post(p);
-    pthread_mutex_lock(&p->lock);       /* a worker between its check and its wait has the lock; then it sees the broadcast */
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
+    atomic_store(&p->stop, 1);
+    wake_sleepers(p);
     for (int w = 0; w < p->started; w++) pthread_join(p->threads[w], NULL);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
@@ -148,21 +181,25 @@ void pool_free(pool *p) {
 int pool_size(const pool *p) { return p->n; }
 
 void pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel) {
-    if (n <= grain || p->n == 1) {
-        for (int64_t i = 0; i < n && !(cancel && *cancel); i++) fn(ctx, i, 0);
-        return;
-    }
     p->fn = fn;
     p->ctx = ctx;
     p->items = n;
     p->grain = grain;
     p->cancel = cancel;
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&p->busy, p->n - 1, memory_order_relaxed);
-    post(p);
+    if (p->n == 1 || n <= grain) {      /* nothing to share */
+        work(p, 0);
+        return;
+    }
+    atomic_fetch_add(&p->state, ONE_GENERATION);
+    wake_sleepers(p);
     work(p, 0);
-    for (int spins = 0; atomic_load_explicit(&p->busy, memory_order_acquire); spins++) {
-        PAUSE();
-        if ((spins & 4095) == 4095) sched_yield();
+    unsigned long long s = atomic_fetch_add(&p->state, ONE_GENERATION) + ONE_GENERATION;
+    for (int64_t start = now_ns(); (uint32_t)s;) {
+        for (int i = 0; i < SPINS_PER_LOOK && (uint32_t)s; i++) {
+            PAUSE();
+            s = atomic_load_explicit(&p->state, memory_order_acquire);
+        }
+        if ((uint32_t)s && (p->crowded || now_ns() - start > SHORT_NS)) sched_yield();
     }
 }

@@ -22,6 +22,8 @@ void pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const vo
 uint64_t fpenv_enter(void);
 void fpenv_restore(uint64_t saved);
 
-/* Physical CPUs this process may use: affinity mask and cgroup quota, at least 1. */
+/* Physical performance cores that this process may use: affinity mask and cgroup quota, at least 1. */
 int threads_default(void);
+/* CPUs (hardware threads) that it may use: more workers than these would wait for each other. */
+int threads_allowed(void);
 #endif

@@ -249,30 +249,39 @@ INLINE void tile_float(int kind, const uint8_t *w, int64_t k, const float *a, in
 
 /* ---- entry points ------------------------------------------------------------------------------------------------------------ */
 
-/* Compile-time tile widths; m columns in steps of COLS. */
-#define COLUMNS(CALL) \
-    for (int64_t g = 0; g < n_groups; g++, w += group_bytes, y += GROUP) \
-        for (int c = 0; c < m; c += COLS) \
-            switch (m - c < COLS ? m - c : COLS) { \
-            case 1: CALL(1); break; \
-            case 2: CALL(2); break; \
-            case 3: CALL(3); break; \
-            case 4: CALL(4); break; \
-            case 5: CALL(COLS < 5 ? COLS : 5); break; \
-            case 6: CALL(COLS < 6 ? COLS : 6); break; \
-            case 7: CALL(COLS < 7 ? COLS : 7); break; \
-            default: CALL(COLS); \
-            }
-#define ARGUMENTS const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, int64_t lda, int m, float *y, int64_t ldy
-
-#define MATMUL(type, tile, ...) \
-    static void NAME(matmul_##type)(ARGUMENTS) { \
-        static const format f = {__VA_ARGS__}; \
-        (void)lda; \
-        COLUMNS(MATMUL_##tile) \
+/* One function per type and tile width: sharing one body, the compiler keeps too many addresses alive. */
+typedef void tile_fn(const uint8_t *w, int64_t k, const void *a, int64_t lda, int m, float *y, int64_t ldy);
+#define TILE(type, M, call) \
+    static __attribute__((noinline)) void type##_##M(const uint8_t *w, int64_t k, const void *a, int64_t lda, int m, float *y, int64_t ldy) { \
+        (void)lda, (void)m; \
+        call(type, (M < COLS ? M : COLS)); \
     }
-#define MATMUL_32(M) tile32(&f, w, k, (const act_unit *)a + c, m, M, y + c * ldy, ldy)
-#define MATMUL_256(M) tile256(&f, w, k, (const act_unit *)a + c, m, M, y + c * ldy, ldy)
+#define TILES(type, call) \
+    TILE(type, 1, call) TILE(type, 2, call) TILE(type, 3, call) TILE(type, 4, call) TILE(type, 5, call) TILE(type, 6, call) TILE(type, 7, call) \
+    TILE(type, 8, call) \
+    static tile_fn *const type##_tiles[] = {type##_1, type##_2, type##_3, type##_4, type##_5, type##_6, type##_7, type##_8};
+
+/* m columns in steps of COLS. `step`: bytes from one activation row of the panel to the next. */
+INLINE void columns(tile_fn *const *tiles, const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, size_t step, int64_t lda,
+                    int m, float *y, int64_t ldy) {
+    for (int64_t g = 0; g < n_groups; g++, w += group_bytes, y += GROUP)
+        for (int c = 0; c < m; c += COLS) {
+            int n = m - c < COLS ? m - c : COLS;
+            tiles[n - 1](w, k, (const char *)a + (size_t)c * step, lda, m, y + c * ldy, ldy);
+        }
+}
+
+#define MATMUL_(type, call, step) \
+    TILES(type, call) \
+    static void NAME(matmul_##type)(const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, int64_t lda, int m, float *y, \
+                                    int64_t ldy) { \
+        columns(type##_tiles, w, group_bytes, n_groups, k, a, step, lda, m, y, ldy); \
+    }
+#define MATMUL(type, tile, ...) \
+    static const format type##_format = {__VA_ARGS__}; \
+    MATMUL_(type, CALL_##tile, sizeof(act_unit))
+#define CALL_32(type, M) tile32(&type##_format, w, k, a, m, M, y, ldy)
+#define CALL_256(type, M) tile256(&type##_format, w, k, a, m, M, y, ldy)
 
 MATMUL(q4_0, 32, .load = load_q4, .dwords = 4, .bytes = 18 * 16, .zero = 8, .scale = scale_f16, .scale_bytes = 2)
 MATMUL(q4_1, 32, .load = load_q4, .dwords = 4, .bytes = 20 * 16, .has_min = 1, .scale = scale_f16, .scale_bytes = 2)
@@ -288,14 +297,13 @@ MATMUL(q5_k, 256, .load = load_q5_k, .dwords = 43, .bytes = 176 * 16, .has_min =
 MATMUL(q6_k, 256, .load = load_q6_k, .dwords = 52, .bytes = 212 * 16, .zero = 32, .sub = 16, .scales = scales_q6_k)
 MATMUL(iq4_xs, 256, .load = load_iq4_xs, .dwords = 33, .bytes = 136 * 16, .is_signed = 1, .sub = 32)
 
-#define MATMUL_FLOAT(type, kind) \
-    static void NAME(matmul_##type)(ARGUMENTS) { COLUMNS(MATMUL_##kind) }
-#define MATMUL_KIND_F32(M) tile_float(KIND_F32, w, k, (const float *)a + c * lda, lda, M, y + c * ldy, ldy)
-#define MATMUL_KIND_F16(M) tile_float(KIND_F16, w, k, (const float *)a + c * lda, lda, M, y + c * ldy, ldy)
-#define MATMUL_KIND_BF16(M) tile_float(KIND_BF16, w, k, (const float *)a + c * lda, lda, M, y + c * ldy, ldy)
-MATMUL_FLOAT(f32, KIND_F32)
-MATMUL_FLOAT(f16, KIND_F16)
-MATMUL_FLOAT(bf16, KIND_BF16)
+#define CALL_FLOAT(kind, M) tile_float(kind, w, k, a, lda, M, y, ldy)
+#define CALL_F32(type, M) CALL_FLOAT(KIND_F32, M)
+#define CALL_F16(type, M) CALL_FLOAT(KIND_F16, M)
+#define CALL_BF16(type, M) CALL_FLOAT(KIND_BF16, M)
+MATMUL_(f32, CALL_F32, (size_t)lda * sizeof(float))
+MATMUL_(f16, CALL_F16, (size_t)lda * sizeof(float))
+MATMUL_(bf16, CALL_BF16, (size_t)lda * sizeof(float))
 
 /* ---- activations ------------------------------------------------------------------------------------------------------------- */
 

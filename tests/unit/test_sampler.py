@@ -232,7 +232,7 @@ def compare(rng: np.random.Generator, n: int, letters: str, order: str, position
         p |= random_filter(rng, letter, n)
     history = rng.integers(0, min(n, int(rng.choice([2, 4, 50]))), int(rng.integers(0, 120))).tolist()
     bias = {int(i): float(np.float32(rng.choice([-np.inf, rng.normal(0, 3)]))) for i in rng.permutation(n)[: rng.integers(0, 3)]}
-    breakers = rng.integers(0, n, rng.integers(0, 3)).tolist()
+    breakers = rng.integers(0, min(n, int(rng.choice([4, 100]))), rng.integers(0, 3)).tolist()
     x = random_logits(rng, n)
     biased = x.copy()
     for i, b in bias.items():
