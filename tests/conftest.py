@@ -1,0 +1,41 @@
+"""Data that tests share. Small data is in tests/data; larger data comes from a folder $PYLLM_SHARED (default: `shared` beside the checkout),
+and real models from the cache: SmolLM2 is fetched when needed, the others by tools/fetch_models.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("PYLLM_SHARED") or ROOT.parent / "shared")
+MODELS = {
+    "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "gemma3-270m": "gemma-3-270m-q4_k_m.gguf",
+    "qwen2.5-coder-0.5b": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    "qwen2.5-coder-1.5b": "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.fail(f"the test data folder {SHARED} is missing; set PYLLM_SHARED", pytrace=False)
+    return SHARED
+
+
+def model_path(name: str) -> Path:
+    from pyllm.catalogue import cache_dir, resolve
+
+    if name == "smollm2":
+        return resolve(name)
+    path = cache_dir() / MODELS[name]
+    if not path.is_file():
+        pytest.fail(f"{path} is missing; fetch it with: python tools/fetch_models.py {name}", pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    return model_path("smollm2")
