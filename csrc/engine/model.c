@@ -5,6 +5,7 @@
 #include "../kernels/pack.h"
 
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { LOAD_BYTES = 512 << 10 };    /* file bytes a worker holds at a time, at least one group of 16 rows */
@@ -183,8 +184,8 @@ int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *l
     *out = NULL;
     if (n_threads < 1 || n_threads > 1024) return err_set(err, PYLLM_ERR_ARG, "n_threads is %d, must be 1 to 1024", n_threads);
     const kernels *k = kernels_get(level);
-    if (!k) return err_set(err, PYLLM_ERR_ARG, "no kernels for CPU level '%s' (PYLLM_CPU) on this machine\nhint: available: %s",
-                           level ? level : "of PYLLM_CPU", kernels_levels());
+    if (!k) return err_set(err, PYLLM_ERR_ARG, "no kernels for CPU level '%s'%s on this machine\nhint: available: %s",
+                           level ? level : getenv("PYLLM_CPU"), level ? "" : " (PYLLM_CPU)", kernels_levels());
     pyllm_model *m = mem_zalloc(sizeof *m);
     if (!m) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while loading the model");
     m->k = k;
