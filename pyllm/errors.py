@@ -85,8 +85,8 @@ class Closed(Error):
     """The model or session is closed."""
 
 
-_BY_STATUS: dict[int, type[Error]] = {-1: ArgumentError, -2: OutOfMemory, -3: FileError, -4: FormatError, -5: UnsupportedModel, -6: CacheFull,
-                                      -7: Cancelled, -8: StateError}
+_BY_STATUS: dict[int, type[Error]] = {-1: ArgumentError, -2: OutOfMemory, -3: FileError, -4: FormatError, -5: UnsupportedModel,
+                                      -6: CacheFull, -7: Cancelled, -8: StateError}
 
 
 def from_status(code: int, message: str) -> Error:

@@ -239,7 +239,8 @@ class LLM:
         sampler = Sampler(options, self.tokenizer, self._engine.n_vocab)
         seq, cached = (None, 0) if slot is None else self._driver.call(lambda: slot.resume(self._engine, ids))
         g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel,
-                       splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None, seq=seq, cached=cached, keep_seq=slot is not None)
+                       splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None,
+                       seq=seq, cached=cached, keep_seq=slot is not None)
         self._driver.submit(g)
         return g
 
@@ -316,6 +317,6 @@ def _fit(gguf: GGUF, ctx: int | None, threads: int, kv: str, refuse: bool = True
     if refuse and plan.total > free:
         mb = 1 << 20
         raise errors.OutOfMemory(
-            f"{gguf.path} needs {plan.total // mb} MB ({weights // mb} weights, {cache // mb} KV cache of {chosen} tokens, {act // mb} work space), "
-            f"{free // mb} MB are available\nhint: a smaller ctx, kv='q8_0' or a smaller quantization needs less")
+            f"{gguf.path} needs {plan.total // mb} MB ({weights // mb} weights, {cache // mb} KV cache of {chosen} tokens, "
+            f"{act // mb} work space), {free // mb} MB are available\nhint: a smaller ctx, kv='q8_0' or a smaller quantization needs less")
     return chosen, tape, plan

@@ -39,7 +39,7 @@ class Tokenizer:
         return token if token >= 0 else None
 
     def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Token ids of text. add_special: BOS and EOS as the model asks. parse_special: control tokens written in the text become themselves."""
+        """Token ids of text. add_special: BOS and EOS as the model asks. parse_special: control tokens in the text become themselves."""
         data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         err, room = new_error(), len(data) // 2 + 16
         while True:

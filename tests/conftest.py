@@ -1,4 +1,4 @@
-"""Data that tests share. Small data is in tests/data; larger data comes from a folder $PYLLM_SHARED (default: `shared` beside the checkout),
+"""Data that tests share. Small data is in tests/data; larger data comes from $PYLLM_SHARED (default: `shared` beside the checkout),
 and real models from the cache: SmolLM2 is fetched when needed, the others by tools/fetch_models.py."""
 
 from __future__ import annotations

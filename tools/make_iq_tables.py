@@ -1,4 +1,4 @@
-"""Writes csrc/formats/iq_tables.c from the grids that the gguf package publishes: `python tools/make_iq_tables.py > csrc/formats/iq_tables.c`."""
+"""Writes csrc/formats/iq_tables.c from the grids in the gguf package: `python tools/make_iq_tables.py > csrc/formats/iq_tables.c`."""
 
 from __future__ import annotations
 

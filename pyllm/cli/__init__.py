@@ -58,7 +58,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     name = argv[0]
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1)
-        top.exit(2, f"error: there is no command {name!r}\nhint: " + (f"did you mean {near[0]!r}?" if near else "pyllm --help lists them") + "\n")
+        hint = f"did you mean {near[0]!r}?" if near else "pyllm --help lists them"
+        top.exit(2, f"error: there is no command {name!r}\nhint: {hint}\n")
     module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
     parser = Parser(prog=f"pyllm {name}", description=COMMANDS[name][1].capitalize() + ".", allow_abbrev=False)
     module.add(parser)

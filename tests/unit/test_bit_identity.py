@@ -172,7 +172,7 @@ def test_save_and_restore(model: Model, kv: str) -> None:
 
 @contextmanager
 def hostile_floats() -> Iterator[Callable[[], None]]:
-    """Rounding upwards, subnormals to zero: what a plugin host or a -ffast-math library leaves behind. Yields a check that it still holds."""
+    """Rounding upwards, subnormals to zero: what a plugin host or a -ffast-math library leaves behind. Yields a check that it holds."""
     libm = ctypes.CDLL(ctypes.util.find_library("m"))
     old, new = (ctypes.create_string_buffer(64) for _ in range(2))
     assert libm.fegetenv(old) == 0
