@@ -18,7 +18,7 @@ class Driver:
     """Owns the engine's thread. It sleeps while there is nothing to do. evict(): gives idle sessions' memory back, True if any."""
 
     def __init__(self, engine: Engine, evict: Callable[[], bool]) -> None:
-        self._engine = engine
+        self._engine, self._evict = engine, evict
         self._work = threading.Condition()
         self._jobs: list[Callable[[], None]] = []
         self._generations: dict[Task, Generation] = {}
@@ -35,11 +35,18 @@ class Driver:
         self._post(add)
 
     def cancel(self, g: Generation) -> None:
-        """Drops a request; a step that runs for it alone stops at the next tile."""
+        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed."""
         with self._work:
+            if self._closing:
+                return
             if self._step_of is g:
                 self._engine.cancel[0] = 1
-        self._post(lambda: self._drop(g))
+            self._jobs.append(lambda: self._drop(g))
+            self._work.notify()
+
+    def make_room(self) -> bool:
+        """On the engine's thread: takes pages from an idle session or the youngest running request; False if nobody has any."""
+        return self._evict() or self._scheduler.preempt()
 
     def call(self, fn: Callable[[], T]) -> T:
         """Runs fn between two steps, on the engine's thread, and returns its result."""
@@ -79,22 +86,38 @@ class Driver:
     # ---- the engine's thread ----
 
     def _run(self) -> None:
-        while True:
-            with self._work:
-                while not self._jobs and not self._closing and self._scheduler.idle:
-                    self._work.wait()
-                jobs, self._jobs = self._jobs, []
-                if self._closing:
-                    break
-            for job in jobs:
-                job()
-            rows = self._scheduler.next_step()
-            if rows:
-                self._step(rows)
+        reason: BaseException = errors.Closed("the model was closed while this request ran")
+        try:
+            while self._turn():
+                pass
+        except BaseException as e:      # a defect of ours: nobody may wait for ever because of it
+            reason = e
+        with self._work:
+            self._closing = True
+            jobs, self._jobs = self._jobs, []
         for job in jobs:
             job()
         for g in list(self._generations.values()):
-            g.fail(errors.Closed("the model was closed while this request ran"))
+            g.fail(reason)
+            g.released.set()
+
+    def _turn(self) -> bool:
+        """What was asked for meanwhile, then one step; False once the engine closes."""
+        with self._work:
+            while not self._jobs and not self._closing and self._scheduler.idle:
+                self._work.wait()
+            if self._closing:
+                return False
+            jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job()
+        rows = self._scheduler.next_step()
+        if rows:
+            self._step(rows)
+        elif not self._scheduler.idle:
+            with self._work:            # all room is held by calls of `logits`, which end without a step of ours
+                self._work.wait(0.002)
+        return True
 
     def _step(self, rows: list[Rows]) -> None:
         generations = [self._generations[r.task] for r in rows]

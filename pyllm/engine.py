@@ -60,7 +60,8 @@ class Engine:
         return seq if seq >= 0 else None
 
     def close_seq(self, seq: int) -> None:
-        lib.pyllm_seq_free(self._engine, seq)
+        if self._engine != ffi.NULL:
+            lib.pyllm_seq_free(self._engine, seq)
 
     def length(self, seq: int) -> int:
         n: int = lib.pyllm_seq_length(self._engine, seq)

@@ -107,6 +107,11 @@ class Generation:
             self.ended = True
             self._put(error)
 
+    def finish_full(self) -> None:
+        """The prompt fills the context: an empty reply, without a step."""
+        self._finish("length")
+        self.released.set()
+
     def end_cancelled(self) -> None:
         if not self.ended:
             self._finish("cancelled")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import reprlib
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +61,8 @@ class LLM:
         self._template: ChatTemplate | None = None
         with GGUF(self.path) as gguf:
             self.tokenizer = Tokenizer(gguf)
+            if threads is not None and not 1 <= threads <= 1024:
+                raise errors.ArgumentError(f"threads is {threads}, must be 1 to 1024")
             self.threads: int = threads or lib.pyllm_threads_default()
             self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv)
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
@@ -71,7 +76,9 @@ class LLM:
         else:
             self._padding = range(0)
         self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
-        self._driver = Driver(self._engine, self._evict)
+        evict = weakref.WeakMethod(self._evict)     # the engine's thread must not keep a model alive that its owner forgot
+        self._driver = Driver(self._engine, lambda: (method := evict()) is not None and method())
+        _open_models.add(self)
         self.load_s = time.perf_counter() - started
 
     # ---- generating ----
@@ -82,14 +89,14 @@ class LLM:
 
     def stream(self, messages: Messages, **options: Any) -> Stream:
         """The answer piece by piece; see Stream."""
-        return Stream(self._chat(messages, options))
+        return Stream(self._chat(messages, options), self)
 
     async def achat(self, messages: Messages, **options: Any) -> Reply:
         return await self._chat(messages, options).result_async()
 
     def astream(self, messages: Messages, **options: Any) -> Stream:
         """As stream, for `async for`."""
-        return Stream(self._chat(messages, options))
+        return Stream(self._chat(messages, options), self)
 
     def complete(self, prompt: str | Sequence[int], **options: Any) -> Reply:
         """What follows a text or token ids, without any template. Text gets BOS as the model asks."""
@@ -97,7 +104,7 @@ class LLM:
 
     def stream_complete(self, prompt: str | Sequence[int], **options: Any) -> Stream:
         """As complete, piece by piece."""
-        return Stream(self._complete(prompt, options))
+        return Stream(self._complete(prompt, options), self)
 
     async def acomplete(self, prompt: str | Sequence[int], **options: Any) -> Reply:
         return await self._complete(prompt, options).result_async()
@@ -118,8 +125,7 @@ class LLM:
                 part = tokens[at:at + MAX_LOGITS]
 
                 def run(part: list[int] = part, at: int = at) -> None:
-                    self._engine.cancel[0] = 0
-                    n = self._engine.step([(seq, part, len(part))])
+                    n = self._step_alone(seq, part)
                     out[at:at + n] = self._engine.logits[:n]
 
                 self._driver.call(run)
@@ -241,11 +247,17 @@ class LLM:
         g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel,
                        splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None,
                        seq=seq, cached=cached, keep_seq=slot is not None)
-        self._driver.submit(g)
+        if len(ids) == self.ctx:
+            g.finish_full()
+        else:
+            self._driver.submit(g)
         return g
 
     def _ids(self, ids: Sequence[int]) -> list[int]:
-        tokens = [int(i) for i in ids]
+        try:
+            tokens = [index(i) for i in ids]
+        except TypeError:
+            raise errors.ArgumentError(f"a prompt is a text or a list of token ids, not {reprlib.repr(ids)}") from None
         bad = next((t for t in tokens if not 0 <= t < self._engine.n_vocab), None)
         if bad is not None:
             raise errors.ArgumentError(f"token id {bad} is not in the vocabulary of {self._engine.n_vocab}")
@@ -253,9 +265,19 @@ class LLM:
             raise errors.ContextOverflow(len(tokens), self.ctx)
         return tokens
 
+    def _step_alone(self, seq: int, tokens: list[int]) -> int:
+        """A step beside the scheduler's; when pages run out, others give theirs."""
+        self._engine.cancel[0] = 0
+        while True:
+            try:
+                return self._engine.step([(seq, tokens, len(tokens))])
+            except errors.CacheFull:
+                if not self._driver.make_room():
+                    raise
+
     def _open_seq(self) -> int:
         seq = self._engine.open_seq()
-        while seq is None and self._evict():
+        while seq is None and self._driver.make_room():
             seq = self._engine.open_seq()
         if seq is None:
             raise errors.CacheFull("all sequences are in use\nhint: wait for running requests, or close sessions")
@@ -286,6 +308,16 @@ class LLM:
             return n / (time.perf_counter() - start)
         finally:
             engine.close_seq(seq)
+
+
+_open_models: weakref.WeakSet[LLM] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter goes: an engine's thread must not outlive it."""
+    for llm in list(_open_models):
+        llm.close()
 
 
 def _resolve(spec: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None) -> str:

@@ -95,8 +95,8 @@ class Stream:
     `async for`; use one of them.
     """
 
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
+    def __init__(self, generation: Generation, owner: object) -> None:
+        self._generation, self._owner = generation, owner       # the model lives as long as its stream
 
     def __iter__(self) -> Iterator[Chunk]:
         try:

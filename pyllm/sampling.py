@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,17 +65,27 @@ class Options:
             hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(cls.__dataclass_fields__)}"
             raise errors.ArgumentError(f"unknown option {unknown[0]!r}\nhint: {hint}")
         made = cls(**options)
+        for name, kinds, meant in _TYPES:
+            value = getattr(made, name)
+            if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise errors.ArgumentError(f"{name} is {value!r}, must be {meant}")
         if made.max_tokens is not None and made.max_tokens < 1:
             raise errors.ArgumentError(f"max_tokens is {made.max_tokens}, must be at least 1")
         if made.logprobs is not None and not 0 <= made.logprobs <= 1000:
             raise errors.ArgumentError(f"logprobs is {made.logprobs}, must be 0 to 1000")
-        if any(not s for s in made.stops):
-            raise errors.ArgumentError("stop holds an empty string")
+        if any(not isinstance(s, str) or not s for s in made.stops):
+            raise errors.ArgumentError(f"stop is {made.stop!r}, must be strings of at least one character")
         return made
 
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+_TYPES: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+    ("max_tokens", Integral, "an integer"), ("seed", Integral, "an integer"), ("logprobs", Integral, "an integer"),
+    ("order", str, "a string"),
+    ("stop", (str, Sequence), "a string or a list of strings"), ("logit_bias", Mapping, "a mapping from token ids to numbers"))
 
 
 class Sampler:
@@ -98,7 +109,10 @@ class Sampler:
         if len(options.order.encode()) > 15:
             raise errors.ArgumentError(f"order {options.order!r} is too long")
         s.order = options.order.encode()
-        bias = list((options.logit_bias or {}).items())
+        try:
+            bias = [(int(i), float(b)) for i, b in (options.logit_bias or {}).items()]
+        except (TypeError, ValueError) as e:
+            raise errors.ArgumentError(f"logit_bias must map token ids to numbers: {e}") from None
         breakers = tokenizer.ids_containing(DRY_BREAKERS) if options.dry_multiplier else []
         out, err = ffi.new("pyllm_sampler **"), new_error()
         check(lib.pyllm_sampler_new(n_vocab, s, ffi.new("pyllm_logprob[]", bias), len(bias), ffi.new("int32_t[]", breakers), len(breakers),

@@ -77,7 +77,7 @@ class Scheduler:
             if rows or not self.running:
                 return rows
             if not self._evict():
-                self._preempt()
+                self.preempt()
 
     def advance(self, rows: list[Rows]) -> None:
         """The step ran."""
@@ -122,9 +122,13 @@ class Scheduler:
                 free -= _pages(task, n)
         return rows
 
-    def _preempt(self) -> None:
+    def preempt(self) -> bool:
+        """The youngest running task gives its pages back and waits; False if none runs."""
+        if not self.running:
+            return False
         task = self.running.pop()
         if task.seq is not None:
             self._close(task.seq)
         task.seq, task.done = None, 0
         self.waiting.appendleft(task)
+        return True

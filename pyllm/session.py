@@ -197,7 +197,7 @@ class SessionStream(Stream):
     """A Stream that writes its turn into the session's messages when it ends."""
 
     def __init__(self, session: Session, generation: Generation, messages: list[dict[str, Any]]) -> None:
-        super().__init__(generation)
+        super().__init__(generation, session)
         self._session, self._messages = session, messages
 
     def close(self) -> None:

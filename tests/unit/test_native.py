@@ -18,8 +18,8 @@ from pyllm._core import _NAME, ffi, lib
 LIBRARY = Path(pyllm.__file__).with_name(_NAME)
 HEADER = ROOT / "csrc/pyllm.h"
 # What would end, print into, or split the host process.
-FORBIDDEN = set("abort exit _exit _Exit quick_exit raise kill longjmp __assert_fail printf vprintf puts putchar perror stdout stderr "
-                "system popen fork".split())
+FORBIDDEN = {"abort", "exit", "_exit", "_Exit", "quick_exit", "raise", "kill", "longjmp", "__assert_fail", "printf", "vprintf", "puts", "putchar",
+             "perror", "stdout", "stderr", "system", "popen", "fork"}
 
 
 def symbols(*flags: str) -> set[str]:
@@ -34,7 +34,7 @@ def cdef() -> str:
 def test_package_is_the_installed_one() -> None:
     """A checkout in the current folder must not shadow what was installed."""
     folder = Path(pyllm.__file__).parent
-    editable = (ROOT / "pyllm") == folder and "__editable__" in " ".join(p.name for p in Path(sysconfig.get_path("purelib")).iterdir())
+    editable = folder == ROOT / "pyllm" and "__editable__" in " ".join(p.name for p in Path(sysconfig.get_path("purelib")).iterdir())
     assert editable or folder.is_relative_to(sys.prefix), folder
 
 
@@ -62,7 +62,8 @@ def test_header_compiles_alone_and_python_agrees(tmp_path: Path) -> None:
     program.write_text(f'#include "{HEADER}"\n#include <stdio.h>\nint main(void) {{ {" ".join(lines)} }}\n')
     cc = shlex.split(sysconfig.get_config_var("CC") or "cc")[0]
     subprocess.run([cc, "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o", str(tmp_path / "probe"), str(program)], check=True)
-    said = dict(line.split() for line in subprocess.run([str(tmp_path / "probe")], capture_output=True, text=True, check=True).stdout.splitlines())
+    out = subprocess.run([str(tmp_path / "probe")], capture_output=True, text=True, check=True).stdout
+    said = dict(line.split() for line in out.splitlines())
     assert said == {**{s: str(ffi.sizeof(s)) for s in structs}, **{c: str(getattr(lib, c)) for c in constants}}
 
 
@@ -73,8 +74,8 @@ def test_library_is_small() -> None:
 def test_import_is_quick_and_silent(tmp_path: Path) -> None:
     code = ("import sys, time; start = time.perf_counter(); import pyllm; taken = time.perf_counter() - start; "
             "assert 'numpy' not in sys.modules and 'minijinja' not in sys.modules; print(taken)")
-    runs = [subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-            for _ in range(5)]
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True) for _ in range(5)]
     assert {run.stderr for run in runs} == {""}
     assert min(float(run.stdout) for run in runs) < 0.1
 
