@@ -1,8 +1,16 @@
-"""Writes csrc/tokenizer/unicode_tables.c from Python's unicodedata: `python tools/make_unicode.py > csrc/tokenizer/unicode_tables.c`."""
+"""Writes csrc/tokenizer/unicode_tables.c: `python tools/make_unicode.py > csrc/tokenizer/unicode_tables.c`.
+
+Takes Unicode 16, as Hugging Face tokenizers do, from unicodedata2 (pip install unicodedata2==16.0.0) or from Python 3.14's unicodedata.
+"""
 
 from __future__ import annotations
 
-import unicodedata
+try:
+    import unicodedata2 as unicodedata
+except ImportError:
+    import unicodedata
+
+assert unicodedata.unidata_version == "16.0.0", f"this is Unicode {unicodedata.unidata_version}"
 
 CLASSES = {"Lu": "U_LU", "Ll": "U_LL", "Lt": "U_LT", "Lm": "U_LM", "Lo": "U_LO", "Mn": "U_M", "Mc": "U_M", "Me": "U_M",
            "Nd": "U_N", "Nl": "U_N", "No": "U_N"}

@@ -100,12 +100,14 @@ static int bpe_word(void *ctx, int64_t first, int64_t end) {
         id_add(j->out, whole);
         return 0;
     }
-    for (int64_t i = 0; i < n; i++) j->c.s[i] = (symbol){.id = t->byte_ids[(uint8_t)s[i]], .at = (uint32_t)i, .len = 1};
-    link(j->c.s, (int32_t)n);
-    join_all(&j->c, (int32_t)n);
-    for (int32_t i = 0; i >= 0; i = j->c.s[i].next)
-        if (j->c.s[i].id >= 0) id_add(j->out, j->c.s[i].id);
-        else if (t->ids[4] >= 0) id_add(j->out, t->ids[4]);
+    int32_t count = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t id = t->byte_ids[(uint8_t)s[i]];
+        if (id >= 0) j->c.s[count++] = (symbol){.id = id, .len = 1};    /* some vocabularies lack control characters: these are left out */
+    }
+    link(j->c.s, count);
+    join_all(&j->c, count);
+    for (int32_t i = count ? 0 : -1; i >= 0; i = j->c.s[i].next) id_add(j->out, j->c.s[i].id);
     return 0;
 }
 

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-/* A matcher returns where the match that begins at i ends, at most `end`; i itself if its pattern does not match there. */
+/* A matcher returns where the match that begins at i ends, at most `end`; i itself if its pattern does not match there, ~k if it matches
+ * nowhere from i to before k (that keeps looking for a match linear where a failure takes long to see). */
 typedef int64_t match_fn(const codepoints *t, int64_t i, int64_t end);
 
 static int is_letter(const codepoints *t, int64_t i) { return t->class[i] >= U_LU && t->class[i] <= U_LO; }
@@ -14,7 +15,6 @@ static int is_newline(const codepoints *t, int64_t i) { return t->cp[i] == '\r' 
 static int is_other(const codepoints *t, int64_t i) { return !is_letter(t, i) && !is_number(t, i) && !is_space(t, i); }
 static int is_punct_or_symbol(const codepoints *t, int64_t i) { return t->class[i] == U_P || t->class[i] == U_S; }
 static int is_letter_or_mark(const codepoints *t, int64_t i) { return is_letter(t, i) || t->class[i] == U_M; }
-static int is_cased(const codepoints *t, int64_t i) { return t->class[i] >= U_LU && t->class[i] <= U_LT; }
 
 typedef int class_fn(const codepoints *t, int64_t i);
 static int64_t run_of(const codepoints *t, int64_t i, int64_t end, class_fn *in) {
@@ -144,7 +144,6 @@ static int64_t match_tekken(const codepoints *t, int64_t i, int64_t end) {
 /* ---- matchers of the multi-stage families ---- */
 
 static int64_t match_digit(const codepoints *t, int64_t i, int64_t end) { return numbers(t, i, end, 1); }
-static int64_t match_digits(const codepoints *t, int64_t i, int64_t end) { return run_of(t, i, end, is_number); }
 static int64_t match_digits3(const codepoints *t, int64_t i, int64_t end) { return numbers(t, i, end, 3); }
 static int64_t match_newline(const codepoints *t, int64_t i, int64_t end) { return i + (i < end && is_newline(t, i)); }
 
@@ -167,9 +166,35 @@ static int64_t any_spaced_run(const codepoints *t, int64_t i, int64_t end, class
 static int is_punct(const codepoints *t, int64_t i) { return t->class[i] == U_P; }
 static int64_t match_spaced_letters(const codepoints *t, int64_t i, int64_t end) { return any_spaced_run(t, i, end, is_letter); }
 static int64_t match_spaced_punct(const codepoints *t, int64_t i, int64_t end) { return any_spaced_run(t, i, end, is_punct); }
-static int64_t match_spaced_cased(const codepoints *t, int64_t i, int64_t end) { return any_spaced_run(t, i, end, is_cased); }
 
 static int in(uint32_t c, uint32_t a, uint32_t b) { return c >= a && c <= b; }
+
+/* The letters of deepseek-llm: a list of cased ones as of its day, small Armenian and Georgian letters left out. */
+static const struct { uint32_t first, last; } deepseek_letters[] = {
+    {0x41, 0x5a}, {0x61, 0x7a}, {0xb5, 0xb5}, {0xc0, 0xd6}, {0xd8, 0xf6}, {0xf8, 0x1ba}, {0x1bc, 0x1bf}, {0x1c4, 0x293}, {0x295, 0x2af},
+    {0x370, 0x373}, {0x376, 0x377}, {0x37b, 0x37d}, {0x37f, 0x37f}, {0x386, 0x386}, {0x388, 0x38a}, {0x38c, 0x38c}, {0x38e, 0x3a1},
+    {0x3a3, 0x3f5}, {0x3f7, 0x481}, {0x48a, 0x52f}, {0x531, 0x556}, {0x10a0, 0x10c5}, {0x13a0, 0x13f5}, {0x13f8, 0x13fd},
+    {0x1c90, 0x1cba}, {0x1cbd, 0x1cbf}, {0x1d00, 0x1d2b}, {0x1d6b, 0x1d77}, {0x1d79, 0x1d9a}, {0x1e00, 0x1f15}, {0x1f18, 0x1f1d},
+    {0x1f20, 0x1f45}, {0x1f48, 0x1f4d}, {0x1f50, 0x1f57}, {0x1f59, 0x1f59}, {0x1f5b, 0x1f5b}, {0x1f5d, 0x1f5d}, {0x1f5f, 0x1f7d},
+    {0x1f80, 0x1fb4}, {0x1fb6, 0x1fbc}, {0x1fbe, 0x1fbe}, {0x1fc2, 0x1fc4}, {0x1fc6, 0x1fcc}, {0x1fd0, 0x1fd3}, {0x1fd6, 0x1fdb},
+    {0x1fe0, 0x1fec}, {0x1ff2, 0x1ff4}, {0x1ff6, 0x1ffc}, {0x2102, 0x2102}, {0x2107, 0x2107}, {0x210a, 0x2113}, {0x2115, 0x2115},
+    {0x2119, 0x211d}, {0x2124, 0x2124}, {0x2126, 0x2126}, {0x2128, 0x2128}, {0x212a, 0x212d}, {0x212f, 0x2134}, {0x2139, 0x2139},
+    {0x213c, 0x213f}, {0x2145, 0x2149}, {0x214e, 0x214e}, {0x2183, 0x2184}, {0x2c00, 0x2c7b}, {0x2c7e, 0x2ce4}, {0x2ceb, 0x2cee},
+    {0x2cf2, 0x2cf3}, {0xa640, 0xa66d}, {0xa680, 0xa69b}, {0xa722, 0xa76f}, {0xa771, 0xa787}, {0xa78b, 0xa78e}, {0xab70, 0xabbf},
+    {0xfb00, 0xfb06}, {0xfb13, 0xfb17}, {0xff21, 0xff3a}, {0xff41, 0xff5a}, {0x10400, 0x1044f}, {0x104b0, 0x104d3}, {0x104d8, 0x104fb},
+    {0x10c80, 0x10cb2}, {0x10cc0, 0x10cf2}, {0x118a0, 0x118df}, {0x1e900, 0x1e943},
+};
+static int is_deepseek_letter(const codepoints *t, int64_t i) {
+    size_t lo = 0, hi = sizeof deepseek_letters / sizeof *deepseek_letters - 1;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (t->cp[i] <= deepseek_letters[mid].last) hi = mid;
+        else lo = mid + 1;
+    }
+    return in(t->cp[i], deepseek_letters[lo].first, deepseek_letters[lo].last);
+}
+static int64_t match_deepseek_letters(const codepoints *t, int64_t i, int64_t end) { return any_spaced_run(t, i, end, is_deepseek_letter); }
+
 /* [!-/:-~ and their full-width forms, general quotation marks, ideographic stops] */
 static int is_deepseek_punct(const codepoints *t, int64_t i) {
     uint32_t c = t->cp[i];
@@ -177,9 +202,8 @@ static int is_deepseek_punct(const codepoints *t, int64_t i) {
 }
 static int64_t match_deepseek_punct(const codepoints *t, int64_t i, int64_t end) { return any_spaced_run(t, i, end, is_deepseek_punct); }
 static int64_t match_final_spaces(const codepoints *t, int64_t i, int64_t end) {
-    if (!is_space(t, end - 1)) return i;
     int64_t e = run_of(t, i, end, is_space);
-    return e == end ? e : i;
+    return e == i || e == end ? e : ~e;
 }
 static int is_cjk_wide(const codepoints *t, int64_t i) { return in(t->cp[i], 0x800, 0x9fa5) || in(t->cp[i], 0xac00, 0xd7ff); }
 static int64_t match_cjk_wide(const codepoints *t, int64_t i, int64_t end) { return run_of(t, i, end, is_cjk_wide); }
@@ -223,7 +247,7 @@ static const pretokenizer table[] = {
     {"gpt-4o llama4 kanana2 minimax-m2 talkie", {match_gpt4o}, 0, 0},
     {"falcon", {match_punct_run, match_gpt2, match_ascii3}, 0, 0},
     {"deepseek-coder", {match_newline, match_spaced_letters, match_spaced_punct, match_cjk_wide, match_digit}, 0, 0},
-    {"deepseek-llm", {match_newline, match_spaced_cased, match_deepseek_punct, match_final_spaces, match_cjk_wide, match_digits}, 0, 0},
+    {"deepseek-llm", {match_newline, match_deepseek_letters, match_deepseek_punct, match_final_spaces, match_cjk_wide, match_digit}, 0, 0},
     {"deepseek-v3 hunyuan-dense joyai-llm", {match_digits3, match_cjk_kana, match_deepseek3}, 0, 0},
 };
 
@@ -245,9 +269,9 @@ static int split(const pretokenizer *p, int stage, const codepoints *t, int64_t 
     match_fn *match = p->stages[stage];
     if (!match) return word(ctx, i, end);
     for (int rc; i < end;) {
-        int64_t e = match(t, i, end);
-        if (e == i)
-            for (e = i + 1; e < end && match(t, e, end) == e;) e++;
+        int64_t e = i, m = i;
+        while (e < end && (m = match(t, e, end)) <= e) e = m < 0 ? ~m : e + 1;
+        if (e == i) e = m;
         if ((rc = split(p, stage + 1, t, i, e, word, ctx))) return rc;
         i = e;
     }

@@ -1,0 +1,99 @@
+"""Tokens of real vocabularies, against published vectors and against Hugging Face tokenizers and sentencepiece on random texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyllm
+
+sys.path.insert(0, os.fspath(Path(__file__).parent))
+import tok_oracle
+from tok_texts import texts
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+VOCABULARIES = sorted(f.name[:-8] for f in tok_oracle.VOCABS.glob("*.gguf.xz"))
+Unpack = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def unpack(tmp_path_factory: pytest.TempPathFactory) -> Unpack:
+    """Path of a committed vocabulary, with another pre-tokenizer if asked for."""
+    folder = tmp_path_factory.mktemp("vocabs")
+
+    def one(name: str, pre: str | None = None) -> Path:
+        path = folder / f"{name}-{pre or 'own'}.gguf"
+        if not path.exists():
+            data = tok_oracle.vocabulary(name)
+            path.write_bytes(tok_oracle.with_pre(data, pre) if pre else data)
+        return path
+
+    return one
+
+
+def vectors(name: str) -> list[tuple[str, list[int]]]:
+    """Pairs of text and ids; the texts are the same for all families."""
+    inputs = (tok_oracle.VOCABS / "vectors.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    outputs = (tok_oracle.VOCABS / f"{name}.out").read_text().split("\n")
+    return [(text, [int(i) for i in ids.split()]) for text, ids in zip(inputs, outputs, strict=False)]
+
+
+@pytest.mark.parametrize("name", [v for v in VOCABULARIES if v != "bert-bge"])
+def test_published_vectors(name: str, unpack: Unpack) -> None:
+    pairs = vectors(name)
+    assert len(pairs) > 45
+    tokenizer = pyllm.Tokenizer(unpack(name))
+    for text, ids in pairs:
+        assert tokenizer.encode(text, add_special=False, parse_special=False) == ids, repr(text)
+
+
+def test_wordpiece_is_refused_by_name(unpack: Unpack) -> None:
+    with pytest.raises(pyllm.Error, match="tokenizer model 'bert'"):
+        pyllm.Tokenizer(unpack("bert-bge"))
+
+
+def test_smollm2_vectors(smollm2: Path) -> None:
+    tokenizer = pyllm.Tokenizer(smollm2)
+    rows = json.loads((GOLDEN / "smollm2-tokenizer-vectors.json").read_text())
+    assert len(rows) == 14
+    for row in rows:
+        assert tokenizer.encode(row["text"], add_special=False) == row["hf_ids"], repr(row["text"])
+
+
+def compare(encode: Callable[[str], list[int]], oracle: Callable[[str], list[int]], seed: int, n: int) -> None:
+    wrong = [t for t in texts(seed, n) if encode(t) != oracle(t)]
+    if not wrong:
+        return
+    shortest = min(wrong, key=len)
+    pytest.fail(f"{len(wrong)} of {n} texts of seed {seed} differ; the shortest: {shortest!r}\n"
+                f"pyllm  {encode(shortest)}\noracle {oracle(shortest)}", pytrace=False)
+
+
+def check_family(family: str, unpack: Unpack, seed: int, n: int) -> None:
+    path = unpack(tok_oracle.FAMILIES[family], family)
+    hf = tok_oracle.hf_bpe(tok_oracle.read_metadata(path.read_bytes()), family)
+    tokenizer = pyllm.Tokenizer(path)
+    compare(lambda t: tokenizer.encode(t, add_special=False), lambda t: list(hf.encode(t, add_special_tokens=False).ids), seed, n)
+
+
+@pytest.mark.parametrize("family", tok_oracle.FAMILIES)
+def test_byte_level_families(family: str, unpack: Unpack) -> None:
+    check_family(family, unpack, random.randrange(1 << 32), 400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", tok_oracle.FAMILIES)
+def test_byte_level_families_at_length(family: str, unpack: Unpack) -> None:
+    check_family(family, unpack, random.randrange(1 << 32), 10_000)
+
+
+def check_sentencepiece(path: Path, meta: dict[str, Any], seed: int, n: int) -> None:
+    tokenizer, sp = pyllm.Tokenizer(path), tok_oracle.sentencepiece_bpe(meta)
+    compare(lambda t: tokenizer.encode(t, add_special=False, parse_special=False), lambda t: list(sp.encode(t)), seed, n)
