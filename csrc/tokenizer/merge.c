@@ -90,15 +90,12 @@ typedef struct bpe_job {
     id_list *out;
 } bpe_job;
 
-static int bpe_word(void *ctx, int64_t first, int64_t end) {
-    bpe_job *j = ctx;
+static void bpe_piece(bpe_job *j, const char *s, int64_t n) {
     const pyllm_tokenizer *t = j->c.t;
-    const char *s = j->c.text + j->at[first];
-    int64_t n = j->at[end] - j->at[first];
     int32_t whole = pretokenizer_ignores_merges(t->pre) ? id_find(t, &t->by_bytes, t->bytes, s, (size_t)n) : -1;
     if (whole >= 0) {
         id_add(j->out, whole);
-        return 0;
+        return;
     }
     int32_t count = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -108,6 +105,26 @@ static int bpe_word(void *ctx, int64_t first, int64_t end) {
     link(j->c.s, count);
     join_all(&j->c, count);
     for (int32_t i = count ? 0 : -1; i >= 0; i = j->c.s[i].next) id_add(j->out, j->c.s[i].id);
+}
+
+/* Bytes that the alphabet of byte-level BPE writes as a number: digits, superscripts 1 to 3 and the fractions. */
+static int is_number_byte(char c) {
+    uint8_t b = (uint8_t)c;
+    return (b >= '0' && b <= '9') || b == 0xb2 || b == 0xb3 || b == 0xb9 || (b >= 0xbc && b <= 0xbe);
+}
+
+static int bpe_word(void *ctx, int64_t first, int64_t end) {
+    bpe_job *j = ctx;
+    const char *s = j->c.text + j->at[first];
+    int64_t n = j->at[end] - j->at[first];
+    if (!pretokenizer_cuts_numbers(j->c.t->pre)) {
+        bpe_piece(j, s, n);
+        return 0;
+    }
+    for (int64_t i = 0, e; i < n; i = e) {
+        for (e = i + 1; e < n && is_number_byte(s[e]) == is_number_byte(s[i]);) e++;
+        bpe_piece(j, s + i, e - i);
+    }
     return 0;
 }
 
