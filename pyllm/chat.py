@@ -1,16 +1,252 @@
-"""Chat templates: Jinja from the model file, rendered by minijinja with limits."""
+"""Chat templates: the Jinja source in a model file turns messages into the text that the model was trained on.
+
+The template is foreign code from a downloaded file, so it runs in minijinja, which has no way to Python's objects, with limits
+on steps, recursion and output. The oracle for its behaviour is transformers' apply_chat_template (a Jinja2 sandbox with
+trim_blocks and lstrip_blocks). Where minijinja is milder or lacks something, the source is rewritten before it is compiled;
+rewrite() tells how and why.
+
+Known difference: a float from 1e16 on or under 1e-4 that a template prints without tojson is written without an exponent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from .errors import ArgumentError, Error, UnsupportedTemplate
+
+# Steps of minijinja; growing strings costs steps too. The longest real template takes about 2000 for a message.
+FUEL = 20_000_000
+MAX_SOURCE = 1 << 20  # characters
+MAX_OUTPUT = 8 << 20  # characters
+
+OTHER_TEMPLATE = "use another template with --chat-template FILE"
+OTHER_MESSAGES = "change the messages, or use another template with --chat-template FILE"
 
 
 class ChatTemplate:
+    """A compiled template. bos and eos: texts of those tokens, which templates write themselves."""
+
     def __init__(self, source: str, bos: str = "", eos: str = "") -> None:
         import minijinja
-        self._env = minijinja.Environment(templates={"chat": source}, pycompat=True, trim_blocks=True, lstrip_blocks=True, auto_escape_callback=lambda n: False)
-        self._bos, self._eos = bos, eos
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None, add_generation_prompt: bool = True, **kw: Any) -> str:
-        return self._env.render_template("chat", messages=list(messages), tools=tools, add_generation_prompt=add_generation_prompt, bos_token=self._bos, eos_token=self._eos, **kw)
+        self._error = minijinja.TemplateError
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+        if len(source) > MAX_SOURCE:
+            raise UnsupportedTemplate(f"the chat template has {len(source)} characters, the limit is {MAX_SOURCE}\nhint: {OTHER_TEMPLATE}")
+        self._env = minijinja.Environment(fuel=FUEL, trim_blocks=True, lstrip_blocks=True, debug=False,
+                                          auto_escape_callback=lambda name: False)
+        self._env.remove_global("debug")
+        self._env.add_function("raise_exception", _refuse)
+        self._env.add_function("strftime_now", lambda form: datetime.now().strftime(form))
+        self._env.add_function("not_iterable", _not_iterable)
+        self._env.add_filter("dumps", _dumps)
+        self._env.add_test("iterable", lambda value: hasattr(value, "__iter__"))
+        self._guard(lambda: self._env.add_template("template", rewrite(source)))
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None, add_generation_prompt: bool = True,
+               **kwargs: Any) -> str:
+        """The prompt. kwargs are the template's own variables, such as enable_thinking.
+
+        Raises ArgumentError if the template refuses the messages, UnsupportedTemplate if it cannot run here at all.
+        """
+        def run() -> str:
+            values = {**self._tokens, "documents": None, **kwargs, "messages": _with_reasoning(messages), "tools": tools,
+                      "add_generation_prompt": add_generation_prompt, "undefined_json": UNDEFINED}
+            text: str = self._env.render_template("template", **{name: _plain(value) for name, value in values.items()})
+            return text
+
+        text = self._guard(run)
+        if len(text) > MAX_OUTPUT:
+            raise UnsupportedTemplate(f"the chat template made {len(text)} characters, the limit is {MAX_OUTPUT}\nhint: {OTHER_TEMPLATE}")
+        return text
+
+    def _guard(self, step: Callable[[], Any]) -> Any:
+        """Runs one step and turns every failure inside of it into an error of ours."""
+        try:
+            return step()
+        except Error:
+            raise
+        except self._error as error:
+            raise _explained(error) from None
+        except Exception as error:  # from Python values inside of the template, such as a wrong argument of dict.get
+            raise ArgumentError(f"the chat template fails on these messages: {error or type(error).__name__}\n"
+                                f"hint: {OTHER_MESSAGES}") from None
+
+
+# ---- errors ----
+
+# minijinja's names of types and Python's, to tell a method that only minijinja lacks from one that no such value has
+TYPES: dict[str, type] = {"string": str, "sequence": list, "iterator": list, "map": dict, "number": int, "plain object": dict}
+LACKING = {"SyntaxError", "UnknownFilter", "UnknownTest", "UnknownFunction", "TemplateNotFound", "OutOfFuel", "BadEscape"}
+LIMITS = ("recursion limit", "too many elements", "too large", "unable to calculate")
+
+
+def _explained(error: Any) -> Error:
+    """The error of ours for minijinja's: is it the template, or are it the messages?"""
+    first = str(error).split("\n")[0]
+    what, line = re.sub(r" \(in template:\d+\)$", "", first), f"line {error.line}: " if error.line else ""
+    if error.kind == "OutOfFuel":
+        return UnsupportedTemplate(f"the chat template takes more than {FUEL} steps\nhint: {OTHER_TEMPLATE}")
+    method = re.search(r"(\w[\w ]*) has no method named (\w+)", what)
+    python_type = TYPES.get(method[1]) if method else None
+    lacking = method is not None and python_type is not None and hasattr(python_type, method[2])
+    if error.kind in LACKING or lacking or any(limit in what for limit in LIMITS):
+        return UnsupportedTemplate(f"the chat template does not run here: {line}{what}\nhint: {OTHER_TEMPLATE}")
+    return ArgumentError(f"the chat template fails on these messages: {line}{what}\nhint: {OTHER_MESSAGES}")
+
+
+def _refuse(message: object = "") -> NoReturn:
+    raise ArgumentError(f"the chat template refuses these messages: {message}\nhint: {OTHER_MESSAGES}")
+
+
+def _not_iterable(what: str) -> NoReturn:
+    raise ArgumentError(f"the chat template fails on these messages: {what} is None, not a list\n"
+                        f"hint: give {what}, or use another template with --chat-template FILE")
+
+
+# ---- values ----
+
+UNDEFINED = "\ue000undefined\ue000"  # stands for an undefined value on its way to JSON
+
+
+class _List(list[Any]):
+    """A list that templates cannot change, as in transformers; otherwise lists could grow without limit."""
+
+    def _fixed(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("templates must not change lists")
+
+    append = extend = insert = pop = remove = clear = sort = reverse = _fixed
+
+
+class _Dict(dict[Any, Any]):
+    """A dict that templates cannot change."""
+
+    def _fixed(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("templates must not change dicts")
+
+    pop = popitem = update = clear = setdefault = _fixed
+
+
+def _plain(value: Any) -> Any:
+    """A copy in plain types: a template can neither change the caller's values nor call their methods."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return _Dict((_plain(key), _plain(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return _List(_plain(item) for item in value)
+    raise ArgumentError(f"a chat template cannot take a value of type {type(value).__name__}\n"
+                        "hint: give text, numbers, lists and dicts, as JSON has them")
+
+
+def _with_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose reasoning has both names that templates read; callers may use any of three."""
+    named = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise ArgumentError(f"a message is a dict with role and content, not {type(message).__name__}\n"
+                                'hint: {"role": "user", "content": "..."}')
+        names = ("reasoning_content", "thinking", "reasoning")
+        reasoning = next((message[name] for name in names if message.get(name) is not None), None)
+        named.append(dict(message) if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning})
+    return named
+
+
+def _dumps(text: str, ensure_ascii: bool = False, indent: int | None = None, separators: Sequence[str] | None = None,
+           sort_keys: bool = False) -> str:
+    """The JSON text that minijinja made, written as Python writes it."""
+    value = json.loads(text)
+    if UNDEFINED in text and value == UNDEFINED:
+        raise ArgumentError(f"the chat template fails on these messages: an undefined value cannot become JSON\nhint: {OTHER_MESSAGES}")
+    if indent is not None and not 0 <= indent <= 16:
+        raise UnsupportedTemplate(f"the chat template indents JSON by {indent}, the limit is 16\nhint: {OTHER_TEMPLATE}")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=tuple(separators) if separators else None,  # type: ignore[arg-type]
+                      sort_keys=sort_keys)
+
+
+# ---- the source ----
+
+_OPEN = re.compile(r"\{[{%#]")
+_STRING = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'", re.S)
+_PIECE = re.compile(_STRING.pattern + r"|[-+]?[%}]\}|[{}]|[^\"'{}%+-]+|.", re.S)
+_END_RAW = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
+_PATH = r"[A-Za-z_][\w.]*(?:\[(?:'[^'\\]*'|\"[^\"\\]*\"|\d+)\][\w.]*)*"
+_FOR = re.compile(rf"(\{{%[-+]?\s*for\s+[\w\s,]+?\sin\s+)({_PATH})(\s+if\b.*|\s*[-+]?%\}})", re.S)
+_GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+_TOJSON = re.compile(r"\|(\s*)tojson\b")
+
+
+def rewrite(source: str) -> str:
+    """The same template in minijinja's words.
+
+    - {% generation %}, with which training marks answers, becomes {% with %}: a scope that prints what is inside.
+    - {% for x in path %}: minijinja takes None for an empty list, Jinja2 raises; a look at the path comes first.
+    - |tojson: minijinja escapes HTML and writes floats in its own way. Its text, in which 2.0 is still a float (it would
+      come to a Python filter as 2), is read and written again by dumps(). An undefined value raises as in Jinja2.
+    - .format(): minijinja pads to any width without counting steps, so only literals without long widths may be formatted.
+    """
+    return "".join(_rewrite_tag(part) if is_tag else part for is_tag, part in _parts(source))
+
+
+def _parts(source: str) -> Iterator[tuple[bool, str]]:
+    """(is a tag, text) of everything in the source, in order. Tags are {{ }} and {% %}; comments and raw blocks are text."""
+    at = 0
+    while opening := _OPEN.search(source, at):
+        yield False, source[at:opening.start()]
+        start, is_tag = opening.start(), opening[0] != "{#"
+        at = _tag_end(source, start) if is_tag else source.find("#}", start) + 2
+        if at <= start + 1:
+            break
+        yield is_tag, source[start:at]
+        if re.fullmatch(r"\{%[-+]?\s*raw\s*[-+]?%\}", source[start:at]) and (end := _END_RAW.search(source, at)):
+            yield False, source[at:end.start()]
+            at = end.start()
+    else:
+        yield False, source[at:]
+        return
+    yield False, source[start:]  # a tag that never ends: minijinja says so
+
+
+def _tag_end(source: str, start: int) -> int:
+    """Where the tag that starts there ends, or 0. Its end marks may stand in strings and, as braces, in dicts."""
+    end, depth, at = "}}" if source[start + 1] == "{" else "%}", 0, start + 2
+    while piece := _PIECE.match(source, at):
+        text = piece[0]
+        if text.endswith(end) and len(text) <= 3 and depth == 0:
+            return piece.end()
+        if text[-2:] in ("}}", "%}") and text[0] not in "\"'":  # not the end: take its first character only
+            depth -= text[0] == "}"
+            at += 1
+            continue
+        depth += (text == "{") - (text == "}")
+        at = piece.end()
+    return 0
+
+
+def _rewrite_tag(tag: str) -> str:
+    tag = _GENERATION.sub(r"\1\2with\3", tag)
+    if loop := _FOR.fullmatch(tag):
+        head, path, tail = loop.groups()
+        tag = f"{head}({path} if {path} is not none else not_iterable({path!r})){tail}"
+    if "format" in tag or "tojson" in tag:
+        pieces = re.split(f"({_STRING.pattern})", tag)  # code and strings in turns
+        for i in range(0, len(pieces), 2):
+            pieces[i] = _TOJSON.sub(r"|\1default(undefined_json)|tojson|dumps", pieces[i])
+            _check_format(pieces, i)
+        tag = "".join(pieces)
+    return tag
+
+
+def _check_format(pieces: list[str], i: int) -> None:
+    for found in re.finditer(r"\.\s*format\b", pieces[i]):
+        literal = pieces[i - 1] if i and found.start() == 0 else ""
+        if not literal or re.search(r"\d{4}|\{[^}]*\{|\{[^}]*[.\[]", literal):
+            raise UnsupportedTemplate(f"the chat template does not run here: .format of a computed or padded text\nhint: {OTHER_TEMPLATE}")
+    if re.search(r"\bmap\s*\(\s*$", pieces[i]) and pieces[i + 1:i + 2] in (["'tojson'"], ['"tojson"']):
+        raise UnsupportedTemplate(f"the chat template does not run here: map('tojson')\nhint: {OTHER_TEMPLATE}")
