@@ -38,13 +38,14 @@ class ChatTemplate:
         if len(source) > MAX_SOURCE:
             raise UnsupportedTemplate(f"the chat template has {len(source)} characters, the limit is {MAX_SOURCE}\nhint: {OTHER_TEMPLATE}")
         self._env = minijinja.Environment(fuel=FUEL, trim_blocks=True, lstrip_blocks=True, debug=False,
-                                          auto_escape_callback=lambda name: False)
+                                          auto_escape_callback=lambda name: False, globals={
+                                              "raise_exception": _refuse, "not_iterable": _not_iterable,
+                                              "strftime_now": lambda form: datetime.now().strftime(form)})
         self._env.remove_global("debug")
-        self._env.add_function("raise_exception", _refuse)
-        self._env.add_function("strftime_now", lambda form: datetime.now().strftime(form))
-        self._env.add_function("not_iterable", _not_iterable)
         self._env.add_filter("dumps", _dumps)
+        # minijinja also calls None iterable, and dicts no sequences
         self._env.add_test("iterable", lambda value: hasattr(value, "__iter__"))
+        self._env.add_test("sequence", lambda value: hasattr(value, "__len__") and hasattr(value, "__getitem__"))
         self._guard(lambda: self._env.add_template("template", rewrite(source)))
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None, add_generation_prompt: bool = True,
@@ -53,13 +54,12 @@ class ChatTemplate:
 
         Raises ArgumentError if the template refuses the messages, UnsupportedTemplate if it cannot run here at all.
         """
-        def run() -> str:
+        def run() -> Any:
             values = {**self._tokens, "documents": None, **kwargs, "messages": _with_reasoning(messages), "tools": tools,
                       "add_generation_prompt": add_generation_prompt, "undefined_json": UNDEFINED}
-            text: str = self._env.render_template("template", **{name: _plain(value) for name, value in values.items()})
-            return text
+            return self._env.render_template("template", **{name: _plain(value) for name, value in values.items()})
 
-        text = self._guard(run)
+        text: str = self._guard(run)
         if len(text) > MAX_OUTPUT:
             raise UnsupportedTemplate(f"the chat template made {len(text)} characters, the limit is {MAX_OUTPUT}\nhint: {OTHER_TEMPLATE}")
         return text
@@ -178,7 +178,7 @@ _PIECE = re.compile(_STRING.pattern + r"|[-+]?[%}]\}|[{}]|[^\"'{}%+-]+|.", re.S)
 _END_RAW = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
 _PATH = r"[A-Za-z_][\w.]*(?:\[(?:'[^'\\]*'|\"[^\"\\]*\"|\d+)\][\w.]*)*"
 _FOR = re.compile(rf"(\{{%[-+]?\s*for\s+[\w\s,]+?\sin\s+)({_PATH})(\s+if\b.*|\s*[-+]?%\}})", re.S)
-_GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+_GENERATION = re.compile(r"(\{%[-+]?\s*(?:end)?)generation(\s*[-+]?%\})")
 _TOJSON = re.compile(r"\|(\s*)tojson\b")
 
 
@@ -230,7 +230,8 @@ def _tag_end(source: str, start: int) -> int:
 
 
 def _rewrite_tag(tag: str) -> str:
-    tag = _GENERATION.sub(r"\1\2with\3", tag)
+    if generation := _GENERATION.fullmatch(tag):
+        return f"{generation[1]}with{generation[2]}"
     if loop := _FOR.fullmatch(tag):
         head, path, tail = loop.groups()
         tag = f"{head}({path} if {path} is not none else not_iterable({path!r})){tail}"

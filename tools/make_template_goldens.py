@@ -69,11 +69,53 @@ CALLS = [user("Weather in Genève?"), assistant("", tool_calls=[call("get_weathe
 ANSWER = [result('{"temp": 21.5, "sky": "clear"}', "get_weather")]
 TWO_CALLS = [user("Compare."), assistant("Let me look.", tool_calls=[
     call("get_weather", {"city": "Bern", "unit": "°C"}, "abcdefgh1"),
-    call("plan_trip", {"stops": [{"place": "Bern", "nights": 1.5}], "budget": None, "fast": True, "n": 1e16}, "abcdefgh2")])]
+    call("plan_trip", {"stops": [{"place": "Bern", "nights": 1.5}], "budget": None, "fast": True, "n": 2.0, "x": 0.1}, "abcdefgh2")])]
 TWO_ANSWERS = [result("rain", "get_weather", "abcdefgh1"), result("12 & 13 <ok>", "plan_trip", "abcdefgh2")]
 THOUGHT = [user("Why?"), assistant("Because.", reasoning_content="They ask why.\nSo I say."), user("Really?")]
 INLINE = [user("Why?"), assistant("<think>\nThey ask.\n</think>\n\nBecause."), user("Really?")]
 DATE = {"date_string": "09 Mar 2025"}
+
+
+# Constructs that the real templates do not have, or hardly
+CONSTRUCTS = {
+    "generation": "{% for m in messages %}\n  {%- generation %}\n{{ m.content }}\n  {% endgeneration -%}\n|{% endfor %}",
+    "generation scope": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
+    "raw": "{% raw %}{{ x|tojson }}{% for a in none %}{% endraw %}{{ 'a{% generation %}b' }}{# {{ '#' }} #}{{ '|tojson' }}{{ \"it's\" }}",
+    "braces": "{{ {'a': {'b': {}}}|tojson }}{{ {'}}': '%}'}|tojson }}{% set d = {'x': {'y': 1}} %}{{ d.x.y - -1 }}"
+              "{%- if 5 % 2 %} odd{% endif %}",
+    "trim": "a\n   {% if true %}\n   b\n   {%- endif %}\n  {{- 'c' }}\n {%+ if true %}d{% endif %}\n\n{# e #}\n  f\n",
+    "json": "{{ messages|tojson(indent=2) }}{{ tools|tojson(separators=(',', ':')) }}{{ tools|tojson(sort_keys=True) }}"
+            "{{ messages | tojson(ensure_ascii=True) }}{{ [2.0, 1e-7, 10**20, true, none, \"<'&>\", '\\\\u003c']|tojson }}{{ 2.0|tojson }}",
+    "undefined json": "{{ nothing|tojson }}",
+    "loops": "{% for m in messages if m.role != 'system' %}{{ loop.index }}/{{ loop.length }}{% if loop.last %}.{% endif %}"
+             "{% if loop.index > 3 %}{% break %}{% endif %}{% if m.role == 'tool' %}{% continue %}{% endif %}"
+             "{{ loop.previtem.role if loop.previtem is defined else '-' }} {% else %}none{% endfor %}",
+    "loop over none": "{% for t in tools %}{{ t.function.name }}{% endfor %}",
+    "loop over undefined": "{% for t in nothing %}x{% else %}empty{% endfor %}{% for t in messages[0].nothing %}x{% endfor %}",
+    "macros": "{% macro m(a, b='x', c=none) %}[{{ a }}{{ b }}{{ c }}]{% endmacro %}{{ m(1) }}{{ m(1, c=2.0) }}{{ m(m('a'), b=[1, 'b']) }}"
+              "{% macro twice() %}{{ caller() }}{{ caller() }}{% endmacro %}{% call twice() %}q{% endcall %}",
+    "strings": "{% for m in messages if m.content is string %}{{ m.content.strip().split('.')[-1] | upper }}{{ m.content[::-1][:3] }}"
+               "{{ m.content.replace('e', 'E', 1).lstrip('W').startswith('hat') }}{{ m.content|length }}"
+               "{{ m.content.count('a') }}{{ m.content.find('i') }}{{ 'i' in m.content }}{{ m.content|trim|capitalize }}{% endfor %}",
+    "values": "{{ [1, 2.5, 'a', \"b'c\", none, true, {'k': (1, 2)}] }}{{ none }}{{ true }}{{ 4 / 2 }}{{ 7 // 2 }}{{ -7 % 3 }}{{ 2 ** 10 }}"
+              "{{ 'a' ~ 1 ~ none ~ true ~ 1.5 ~ [1] }}{{ nothing }}{{ 'x' * 3 }}{{ '%s'|format(1) }}{{ 1.0 }}{{ 0.1 + 0.2 }}",
+    "tests": "{% for v in [1, 1.5, 'a', [1], {'a': 1}, none, true, (1, 2)] %}{{ v is string }}{{ v is number }}{{ v is mapping }}"
+             "{{ v is iterable }}{{ v is sequence }}{{ v is none }}{{ v is boolean }}{{ v is integer }}"
+             "{{ v is float }}{{ v is true }} {% endfor %}",
+    "filters": "{{ [3, 1, 2]|sort|join(',') }}{{ messages|map(attribute='role')|unique|list }}"
+               "{{ messages|selectattr('role', 'equalto', 'user')|list|length }}"
+               "{{ messages|rejectattr('role', 'eq', 'user')|map(attribute='role')|join('-') }}{{ {'b': 1, 'a': 2}|dictsort }}"
+               "{{ 'a b'|title }}{{ nothing|default('d') }}{{ ''|default('e', true) }}{{ [1, 2]|first }}{{ [1, 2]|last }}{{ '3'|int + 1 }}"
+               "{{ 'a\nb'|indent(2) }}{{ [[1, 2], [3]]|sum(start=[]) }}{{ 2.567|round(1) }}{{ [1, 2, 3]|reverse|list }}{{ '<'|e }}",
+    "namespace": "{% set ns = namespace(n=0, found=false) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% if m.role == 'tool' %}"
+                 "{% set ns.found = true %}{% endif %}{% endfor %}{{ ns.n }}{{ ns.found }}",
+    "dicts": "{% for m in messages %}{% for k, v in m.items() %}{{ k }}={{ v }};{% endfor %}{{ m.get('name', '-') }}"
+             "{{ m.keys()|list }}{% endfor %}{{ dict(a=1, b=2) }}{{ messages[0].nothing is defined }}{{ messages[0]['nothing'] is none }}",
+    "date": "{{ strftime_now('%d %b %Y %H:%M:%S %j') }}",
+    "refusal": "{{ raise_exception('Roles <must> alternate: ' ~ messages|length) }}",
+    "appending": "{% set _ = messages.append({'role': 'user', 'content': 'x'}) %}{{ messages|length }}",
+    "changing": "{% set _ = messages[0].update({'role': 'x'}) %}{{ messages[0].role }}",
+}
 
 
 def chat(*messages: Any, tools: Any = None, **options: Any) -> dict[str, Any]:
@@ -148,7 +190,7 @@ def render(source: str, conversation: dict[str, Any]) -> str | dict[str, str]:
 
 def main() -> None:
     chat_template_utils.datetime = StoppedClock
-    templates = {path.stem: path.read_text() for path in sorted(Path(sys.argv[1]).glob("*.jinja"))}
+    templates = {path.stem: path.read_text() for path in sorted(Path(sys.argv[1]).glob("*.jinja"))} | CONSTRUCTS
     rendered = {name: {case: render(source, conversation) for case, conversation in CONVERSATIONS.items()}
                 for name, source in templates.items()}
     text = json.dumps({"templates": templates, "conversations": CONVERSATIONS, "rendered": rendered}, ensure_ascii=False)
