@@ -189,6 +189,7 @@ INLINE void values(int type, const attn_args *a, const work *w, int s0, int n) {
     for (int d = 0; d < a->dim; d += 16) {
         if (type == KV_Q8_0 && d % 32 == 0)
             for (int t = low; t < high; t++) {
+                if (!a->v_pages[t / PAGE]) continue;
                 float scale = f16_to_f32(((const uint16_t *)a->v_pages[t / PAGE])[t % PAGE * blocks + d / 32]);
                 for (int i = 0; i < n; i++) w->pd[i * CHUNK + t] = w->s[(int64_t)(s0 + i) * CHUNK + t] * scale;
             }
@@ -217,6 +218,7 @@ INLINE void tile(int type, const attn_args *a, const work *w, int s0, int n) {
         high = a->hi[i] > high ? a->hi[i] : high;
     }
     for (int page = low / PAGE; page * PAGE < high; page++) {
+        if (!a->k_pages[page]) continue;        /* between what two rows see */
         float *out = w->s + (int64_t)s0 * CHUNK + page * PAGE;
         if (type == KV_Q8_0) scores_q8(a, w, s0, n, a->k_pages[page], out);
         else scores_float(type, a, s0, n, a->k_pages[page], out);

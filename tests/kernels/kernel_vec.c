@@ -1,0 +1,198 @@
+/* Norms, activations, angles and rope: every level against the reference, and the reference against double. */
+#include "kernel_test.h"
+
+#include <math.h>
+
+static const int long_lengths[] = {127, 128, 576, 1000, 2048, 4099};
+enum { SHORT = 70, LENGTHS = SHORT + sizeof long_lengths / sizeof *long_lengths };
+static int length(int i) { return i < SHORT ? i + 1 : long_lengths[i - SHORT]; }
+
+/* A kernel that may work in place gets y separate or equal to x. */
+static const float *input(const float *x, int64_t n, int in_place, float **y) {
+    if (in_place) return *y = guard_inout(x, (size_t)n * sizeof *x);
+    *y = guard_out((size_t)n * sizeof *x);
+    return guard_in(x, (size_t)n * sizeof *x);
+}
+
+static float *random_floats(int which, int64_t n, int fill) {
+    float *x = scratch(which, (size_t)n * sizeof *x);
+    fill_floats(x, n, fill);
+    return x;
+}
+
+static void rmsnorm_case(int n, int fill) {
+    float *x = random_floats(0, n, fill), *w = random_floats(1, n, rnd_below(4) ? FILL_NORMAL : fill), *y;
+    int in_place = rnd_below(2), weighted = rnd_below(4) != 0;
+    float eps = rnd_below(2) ? 1e-6f : 1e-5f;
+    for (case_begin("rmsnorm", "n=%d weighted=%d in_place=%d, %s", n, weighted, in_place, fill_names[fill]); run_next();) {
+        const float *in = input(x, n, in_place, &y), *weight = weighted ? guard_in(w, (size_t)n * sizeof *w) : NULL;
+        run.k->rmsnorm(in, weight, y, n, eps);
+        check_floats("y", y, n);
+    }
+}
+
+static void gated_case(int act, int n, int fill) {
+    float *gate = random_floats(0, n, fill), *up = random_floats(1, n, rnd_below(4) ? FILL_NORMAL : fill), *y;
+    int in_place = rnd_below(2);
+    if (fill == FILL_NORMAL)
+        for (int i = 0; i < n; i++) gate[i] *= 30;              /* into both tails */
+    for (case_begin("gated", "act=%d n=%d in_place=%d, %s", act, n, in_place, fill_names[fill]); run_next();) {
+        const float *g = input(gate, n, in_place, &y);
+        run.k->gated(act, g, guard_in(up, (size_t)n * sizeof *up), y, n);
+        check_floats("y", y, n);
+    }
+}
+
+static void softcap_case(int n, int fill) {
+    static const float caps[] = {30, 50, 1, 1457, 1e-3f};
+    float *x = random_floats(0, n, fill), *y, cap = caps[rnd_below(5)];
+    int in_place = rnd_below(2);
+    for (int i = 0; i < n && fill == FILL_NORMAL; i++) x[i] *= 2 * cap;
+    for (case_begin("softcap", "n=%d cap=%g in_place=%d, %s", n, (double)cap, in_place, fill_names[fill]); run_next();) {
+        const float *in = input(x, n, in_place, &y);
+        run.k->softcap(in, y, n, cap);
+        check_floats("y", y, n);
+    }
+}
+
+static const int64_t positions[] = {0, 1, 2, 511, 4096, 131071, 1000000, (1 << 20)};
+
+static float *frequencies(int n) {
+    float *freq = scratch(0, (size_t)n * sizeof *freq);
+    for (int i = 0; i < n; i++) freq[i] = (float)pow(10000.0, -(double)i / n);
+    return freq;
+}
+
+static void angles_case(int n, int64_t pos) {
+    float *freq = frequencies(n), mscale = rnd_below(2) ? 1 : 1.2079f;
+    for (case_begin("angles", "n=%d pos=%lld mscale=%g", n, (long long)pos, (double)mscale); run_next();) {
+        float *out = guard_out((size_t)n * 2 * sizeof *out);
+        run.k->angles(guard_in(freq, (size_t)n * sizeof *freq), n, pos, mscale, out);
+        check_floats("out", out, 2 * n);
+    }
+}
+
+static void rope_case(int heads, int dim, int rot, int neox, int fill) {
+    int64_t n = (int64_t)heads * dim;
+    float *x = random_floats(0, n, fill), *angles = random_floats(1, rot, rnd_below(4) ? FILL_NORMAL : fill), *y;
+    int in_place = rnd_below(2);
+    for (case_begin("rope", "heads=%d dim=%d rot=%d neox=%d in_place=%d, %s", heads, dim, rot, neox, in_place, fill_names[fill]); run_next();) {
+        const float *in = input(x, n, in_place, &y);
+        run.k->rope(in, guard_in(angles, (size_t)rot * sizeof *angles), y, heads, dim, rot, neox);
+        check_floats("y", y, n);
+    }
+}
+
+void test_vectors(void) {
+    for (int fill = 0; fill < FILLS; fill++)
+        for (int i = 0; i < LENGTHS; i++) {
+            rmsnorm_case(length(i), fill);
+            gated_case(ACT_SILU, length(i), fill);
+            gated_case(ACT_GELU_TANH, length(i), fill);
+            softcap_case(length(i), fill);
+            int rot = 2 * (1 + i % SHORT);
+            for (int neox = 0; neox < 2; neox++) {
+                rope_case(1 + rnd_below(4), rot, rot, neox, fill);
+                rope_case(1 + rnd_below(4), rot + 2 * rnd_below(20), rot, neox, fill);
+            }
+        }
+    for (int n = 1; n <= 128; n += n < 20 ? 1 : 12) angles_case(n, positions[rnd_below(8)]);
+}
+
+/* ---- the reference in double ---------------------------------------------------------------------------------------------------- */
+
+static const double U = 0x1p-24;        /* half a unit in the last place of f32, relative */
+
+/* The sum of squares takes one rounding per element of a lane and 4 of the tree, the division and eps 2 more; the root halves what there
+   is; root, reciprocal and two products follow. */
+static void rmsnorm_exact(int n) {
+    float *x = random_floats(0, n, FILL_NORMAL), *w = random_floats(1, n, FILL_NORMAL), eps = 1e-5f;
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (double)x[i] * x[i];
+    double r = 1 / sqrt(sum / n + eps), roundings = ((n + 15) / 16 + 6) / 2.0 + 4;
+    for (case_begin("rmsnorm", "in double, n=%d", n); run_ref();) {
+        float *y = guard_out((size_t)n * sizeof *y);
+        run.k->rmsnorm(x, w, y, n, eps);
+        for (int i = 0; i < n; i++) {
+            double want = x[i] * r * w[i];
+            check(fabs(y[i] - want) <= 1.001 * roundings * U * fabs(want), "y[%d] is %a, in double %a", i, (double)y[i], want);
+        }
+    }
+}
+
+/* silu: exp within 1 ulp (2 U), then sum, quotient and product: 5 U relative, where the result does not vanish.
+   gelu: 1 + tanh cancels for negative x, so the bound is absolute: tanh within 4 ulp (8 U), its argument within 4 U of itself, which moves
+   tanh by at most 4 U * max(z / cosh(z)^2) < 2 U, the sum U, the products 2 U of at most 2: 16 U of |x/2 * up|. */
+static void gated_exact(int act, int n) {
+    float *gate = random_floats(0, n, FILL_NORMAL), *up = random_floats(1, n, FILL_NORMAL);
+    for (int i = 0; i < n; i++) gate[i] *= 5;
+    for (case_begin("gated", "in double, act=%d n=%d", act, n); run_ref();) {
+        float *y = guard_out((size_t)n * sizeof *y);
+        run.k->gated(act, gate, up, y, n);
+        for (int i = 0; i < n; i++) {
+            double g = gate[i], want = act == ACT_SILU ? g / (1 + exp(-g)) * up[i]
+                                                       : 0.5 * g * (1 + tanh(sqrt(2 / M_PI) * (g + 0.044715 * g * g * g))) * up[i];
+            double bound = act == ACT_SILU ? 5.01 * U * fabs(want) : 16 * U * fabs(0.5 * g * up[i]);
+            check(fabs(y[i] - want) <= bound, "y[%d] of %a is %a, in double %a", i, g, (double)y[i], want);
+        }
+    }
+}
+
+/* tanh within 4 ulp (8 U); its argument's rounding counts at most once, the product once. */
+static void softcap_exact(int n, float cap) {
+    float *x = random_floats(0, n, FILL_NORMAL);
+    for (int i = 0; i < n; i++) x[i] *= 2 * cap;
+    for (case_begin("softcap", "in double, n=%d cap=%g", n, (double)cap); run_ref();) {
+        float *y = guard_out((size_t)n * sizeof *y);
+        run.k->softcap(x, y, n, cap);
+        for (int i = 0; i < n; i++) {
+            double want = cap * tanh((double)x[i] / cap);
+            check(fabs(y[i] - want) <= 10.01 * U * fabs(want), "y[%d] of %a is %a, in double %a", i, (double)x[i], (double)y[i], want);
+        }
+    }
+}
+
+/* The product of 21 and 24 bits is exact in double, the sines are within 2^-50; two roundings to f32 remain. */
+static void angles_exact(int n, int64_t pos) {
+    float *freq = frequencies(n), mscale = 1.2079f;
+    for (case_begin("angles", "in double, n=%d pos=%lld", n, (long long)pos); run_ref();) {
+        float *out = guard_out((size_t)n * 2 * sizeof *out);
+        run.k->angles(freq, n, pos, mscale, out);
+        for (int i = 0; i < 2 * n; i++) {
+            double a = (double)pos * freq[i % n], want = mscale * (i < n ? cos(a) : sin(a)), bound = mscale * (2 * U * fabs(want) + 0x1p-49);
+            check(fabs(out[i] - want) <= bound, "out[%d] is %a, in double %a", i, (double)out[i], want);
+        }
+    }
+}
+
+/* Each value is one product and one fma. */
+static void rope_exact(int heads, int dim, int rot, int neox) {
+    float *x = random_floats(0, (int64_t)heads * dim, FILL_NORMAL), *angles = random_floats(1, rot, FILL_NORMAL);
+    for (case_begin("rope", "in double, heads=%d dim=%d rot=%d neox=%d", heads, dim, rot, neox); run_ref();) {
+        float *y = guard_out((size_t)(heads * dim) * sizeof *y);
+        run.k->rope(x, angles, y, heads, dim, rot, neox);
+        for (int h = 0; h < heads; h++)
+            for (int i = 0; i < dim; i++) {
+                const float *v = x + h * dim;
+                int half = rot / 2, pair = neox ? i % half : i / 2, second = neox ? i >= half : i % 2;
+                double want = v[i], bound = 0;
+                if (i < rot) {
+                    double a = v[neox ? pair : 2 * pair], b = v[neox ? pair + half : 2 * pair + 1], c = angles[pair], s = angles[half + pair];
+                    want = second ? a * s + b * c : a * c - b * s;
+                    bound = 2 * U * (second ? fabs(a * s) + fabs(b * c) : fabs(a * c) + fabs(b * s));
+                }
+                check(fabs(y[h * dim + i] - want) <= bound, "y[%d][%d] is %a, in double %a", h, i, (double)y[h * dim + i], want);
+            }
+    }
+}
+
+void test_vectors_exact(void) {
+    for (int i = 0; i < LENGTHS; i++) {
+        rmsnorm_exact(length(i));
+        gated_exact(ACT_SILU, length(i));
+        gated_exact(ACT_GELU_TANH, length(i));
+        softcap_exact(length(i), i % 2 ? 30 : 50);
+        rope_exact(1 + i % 3, 2 * (i % SHORT) + 2 + i % 5, 2 * (i % SHORT) + 2, i % 2);
+    }
+    for (int i = 0; i < 8; i++) angles_exact(1 + rnd_below(128), positions[i]);
+}

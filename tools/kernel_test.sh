@@ -1,0 +1,72 @@
+#!/bin/sh
+# Builds tests/kernels/kernel_*.c with the kernels and runs it: on this machine, as a Haswell (AVX2 only) and as an ARM Cortex-A53.
+#   tools/kernel_test.sh [native] [haswell] [aarch64] [-- arguments of the test]       default: all three
+# CC is the native compiler. Exit status: 0 passed, 1 failed, 2 something is not installed.
+set -eu
+cd "$(dirname "$0")/.."
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+# As in setup.py, and a file's flags by its suffix.
+flags="-std=gnu11 -O3 -g -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-strict-aliasing"
+avx2="-mavx2 -mfma -mf16c"
+avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
+
+need() {        # command, Debian package
+    command -v "$1" >/dev/null || { echo "kernel_test: $1 is not installed; hint: apt install $2" >&2; exit 2; }
+}
+
+build() {       # compiler, target architecture, name
+    mkdir "$dir/$3"
+    for src in csrc/base/cpu.c csrc/base/math.c csrc/base/fpenv.c csrc/formats/*.c csrc/kernels/*.c csrc/kernels/*/*.c tests/kernels/kernel_*.c; do
+        case "$2:$src" in
+            *:csrc/formats/gguf.c) continue ;;
+            x86_64:*_avx2.c) extra=$avx2 ;;
+            x86_64:*_avx512vnni.c) extra=$avx512vnni ;;
+            aarch64:*_neon.c) extra= ;;
+            *_avx2.c | *_avx512vnni.c | *_neon.c) continue ;;
+            *) extra= ;;
+        esac
+        echo "$1 $flags $extra -c $src -o $dir/$3/$(echo "$src" | tr / _).o"
+    done | xargs -P 2 -I COMMAND sh -c COMMAND
+    $1 -o "$dir/$3/kernel_test" "$dir/$3"/*.o -pthread -lm
+}
+
+arch() { "$1" -dumpmachine | sed 's/^i[3-6]86.*/x86/; s/^amd64/x86_64/; s/^arm64/aarch64/; s/-.*//'; }
+
+run() {         # expected levels ("" for any that begin with ref), command...
+    expected=$1
+    shift
+    status=0
+    "$@" >"$dir/out" 2>&1 || status=$?
+    cat "$dir/out"
+    levels=$(sed -n 's/^levels: //p' "$dir/out")
+    case "$levels" in
+        ref*) [ -z "$expected" ] || [ "$levels" = "$expected" ] || { echo "kernel_test: levels are '$levels', expected '$expected'" >&2; exit 1; } ;;
+        *) echo "kernel_test: the test lists no levels" >&2; exit 1 ;;
+    esac
+    [ $status -eq 0 ] || exit 1
+}
+
+what=
+while [ $# -gt 0 ] && [ "$1" != -- ]; do what="$what $1"; shift; done
+[ $# -gt 0 ] && shift
+for w in ${what:-native haswell aarch64}; do
+    echo "== $w"
+    case $w in
+        native)
+            need "${CC:-cc}" gcc
+            [ -d "$dir/native" ] || build "${CC:-cc}" "$(arch "${CC:-cc}")" native
+            run "" "$dir/native/kernel_test" "$@" ;;
+        haswell)
+            need "${CC:-cc}" gcc
+            need qemu-x86_64 qemu-user
+            [ -d "$dir/native" ] || build "${CC:-cc}" x86_64 native
+            run "ref avx2" qemu-x86_64 -cpu Haswell "$dir/native/kernel_test" --repeat 1 "$@" ;;
+        aarch64)
+            need aarch64-linux-gnu-gcc "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+            need qemu-aarch64 qemu-user
+            build aarch64-linux-gnu-gcc aarch64 aarch64
+            run "ref neon" qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu cortex-a53 "$dir/aarch64/kernel_test" --repeat 1 "$@" ;;
+        *) echo "kernel_test: unknown run '$w'" >&2; exit 2 ;;
+    esac
+done
