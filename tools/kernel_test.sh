@@ -20,6 +20,7 @@ build() {       # compiler, target architecture, name
     for src in csrc/base/cpu.c csrc/base/math.c csrc/base/fpenv.c csrc/formats/*.c csrc/kernels/*.c csrc/kernels/*/*.c tests/kernels/kernel_*.c; do
         case "$2:$src" in
             *:csrc/formats/gguf.c) continue ;;
+            *:tests/*) extra=-O1 ;;         # GCC 12 for aarch64 dies of vectorizing sums in double
             x86_64:*_avx2.c) extra=$avx2 ;;
             x86_64:*_avx512vnni.c) extra=$avx512vnni ;;
             aarch64:*_neon.c) extra= ;;
@@ -27,8 +28,8 @@ build() {       # compiler, target architecture, name
             *) extra= ;;
         esac
         echo "$1 $flags $extra -c $src -o $dir/$3/$(echo "$src" | tr / _).o"
-    done | xargs -P 2 -I COMMAND sh -c COMMAND
-    $1 -o "$dir/$3/kernel_test" "$dir/$3"/*.o -pthread -lm
+    done | xargs -P 2 -I COMMAND sh -c COMMAND || exit 1
+    $1 -o "$dir/$3/kernel_test" "$dir/$3"/*.o -pthread -lm || exit 1
 }
 
 arch() { "$1" -dumpmachine | sed 's/^i[3-6]86.*/x86/; s/^amd64/x86_64/; s/^arm64/aarch64/; s/-.*//'; }
@@ -47,7 +48,14 @@ run() {         # expected levels ("" for any that begin with ref), command...
     [ $status -eq 0 ] || exit 1
 }
 
-what=
+# The two emulators compute the same cases: the reference must give the same bits with x86's software fma and ARM's own.
+same_results() {
+    sum=$(sed -n 's/^checksum.*: //p' "$dir/out")
+    [ "${sums:-$sum}" = "$sum" ] || { echo "kernel_test: the reference's results differ from the other CPU's: $sums" >&2; exit 1; }
+    sums=$sum
+}
+
+what= sums=
 while [ $# -gt 0 ] && [ "$1" != -- ]; do what="$what $1"; shift; done
 [ $# -gt 0 ] && shift
 for w in ${what:-native haswell aarch64}; do
@@ -61,12 +69,15 @@ for w in ${what:-native haswell aarch64}; do
             need "${CC:-cc}" gcc
             need qemu-x86_64 qemu-user
             [ -d "$dir/native" ] || build "${CC:-cc}" x86_64 native
-            run "ref avx2" qemu-x86_64 -cpu Haswell "$dir/native/kernel_test" --repeat 1 "$@" ;;
+            # QEMU 7.2 reads 16 bytes for the 4 of a scalar vfmadd: reads across a page border are left to the native run.
+            run "ref avx2" qemu-x86_64 -cpu Haswell "$dir/native/kernel_test" --repeat 1 --gap 64 "$@"
+            same_results ;;
         aarch64)
             need aarch64-linux-gnu-gcc "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
             need qemu-aarch64 qemu-user
             build aarch64-linux-gnu-gcc aarch64 aarch64
-            run "ref neon" qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu cortex-a53 "$dir/aarch64/kernel_test" --repeat 1 "$@" ;;
+            run "ref neon" qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu cortex-a53 "$dir/aarch64/kernel_test" --repeat 1 "$@"
+            same_results ;;
         *) echo "kernel_test: unknown run '$w'" >&2; exit 2 ;;
     esac
 done

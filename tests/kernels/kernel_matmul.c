@@ -87,13 +87,6 @@ static void compare_product(const product *p, const char *what) {
     }
 }
 
-static int64_t random_length(uint32_t type) {
-    int64_t k;
-    do k = lengths[rnd_below(LENGTHS)];
-    while (k % qtype_get(type)->elems || k > 576);
-    return k;
-}
-
 static void one(uint32_t type, int64_t k, int m, int groups, int code_byte, int scales, int fill) {
     char what[128];
     product p = product_new(type, k, m, groups);
@@ -104,6 +97,14 @@ static void one(uint32_t type, int64_t k, int m, int groups, int code_byte, int 
     compare_product(&p, what);
 }
 
+static void any_size(uint32_t type, int code_byte, int scales, int fill) {
+    int64_t k;
+    do k = lengths[rnd_below(LENGTHS)];
+    while (k % qtype_get(type)->elems || k > 576);
+    int m = 1 + rnd_below(PANEL), groups = 1 + rnd_below(2);
+    one(type, k, m, groups, code_byte, scales, fill);
+}
+
 static void matmul_of(uint32_t type) {
     static const int bytes[] = {-1, 0, 0x7f, 0x80, 0xff};
     for (int i = 0; i < LENGTHS; i++)
@@ -111,12 +112,12 @@ static void matmul_of(uint32_t type) {
             one(type, lengths[i], m, 1 + rnd_below(lengths[i] > 600 ? 2 : 5), -1, SCALES_USUAL, FILL_NORMAL);
     for (int n = 0; n < repeat; n++) {
         for (int b = 0; b < 5; b++)
-            for (int fill = -1; fill <= FILL_NORMAL; fill++)
-                one(type, random_length(type), 1 + rnd_below(PANEL), 1 + rnd_below(2), bytes[b], SCALES_USUAL, fill);
-        for (int s = 0; s < SCALES; s++)
-            one(type, random_length(type), 1 + rnd_below(PANEL), 1 + rnd_below(2), bytes[rnd_below(5)], s, rnd_below(FILLS + 1) - 1);
-        for (int fill = 0; fill < FILLS; fill++)
-            one(type, random_length(type), 1 + rnd_below(PANEL), 1 + rnd_below(2), -1, rnd_below(2) ? SCALES_USUAL : SCALES_MIXED, fill);
+            for (int fill = -1; fill <= FILL_NORMAL; fill++) any_size(type, bytes[b], SCALES_USUAL, fill);
+        for (int s = 0; s < SCALES; s++) {
+            int code_byte = bytes[rnd_below(5)];
+            any_size(type, code_byte, s, rnd_below(FILLS + 1) - 1);
+        }
+        for (int fill = 0; fill < FILLS; fill++) any_size(type, -1, rnd_below(2) ? SCALES_USUAL : SCALES_MIXED, fill);
     }
 }
 

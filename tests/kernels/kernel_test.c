@@ -22,6 +22,7 @@ static struct {
     int next;                   /* run to come: 0 is ref, then two per level */
     int failed;                 /* the current run */
     int64_t cases, passed, failures;
+    uint64_t checksum;          /* of all that ref computed */
 } state;
 
 /* ---- levels ----------------------------------------------------------------------------------------------------------- */
@@ -65,16 +66,20 @@ static struct guard {
     const void *source;         /* of an input, else NULL */
 } guards[GUARDS];
 static int guards_used;
-static size_t page_size;
+static size_t page_size, gap;           /* gap: bytes between the data and the page after it; checked for writes like the other side */
 
 static uint8_t poison(void) { return run.upper ? 0xa5 : 0x5a; }         /* as f32: small, finite */
+
+/* Accessible bytes beside the data that are watched. */
+static size_t before(const struct guard *g) { size_t n = (size_t)(g->data - g->pages); return n < EDGE ? n : EDGE; }
+static size_t after(const struct guard *g) { size_t n = (size_t)(g->pages + g->capacity - g->data) - g->n; return n < EDGE ? n : EDGE; }
 
 static void *guard_take(size_t n, const void *source) {
     if (guards_used == GUARDS) check(0, "out of guarded buffers"), exit(2);
     struct guard *g = &guards[guards_used++];
-    if (n > g->capacity || !g->pages) {
+    if (n + gap > g->capacity || !g->pages) {
         if (g->pages) munmap(g->pages - page_size, g->capacity + 2 * page_size);
-        g->capacity = (n + page_size) / page_size * page_size;
+        g->capacity = (n + gap + page_size) / page_size * page_size;
         uint8_t *all = mmap(NULL, g->capacity + 2 * page_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (all == MAP_FAILED || mprotect(all + page_size, g->capacity, PROT_READ | PROT_WRITE)) {
             perror("mmap");
@@ -84,9 +89,9 @@ static void *guard_take(size_t n, const void *source) {
     }
     g->n = n;
     g->source = source;
-    g->data = run.upper ? g->pages + g->capacity - n : g->pages;
-    size_t slack = g->capacity - n, edge = slack < EDGE ? slack : EDGE;
-    memset(run.upper ? g->data - edge : g->data + n, poison(), edge);
+    g->data = run.upper ? g->pages + g->capacity - gap - n : g->pages;
+    memset(g->data - before(g), poison(), before(g));
+    memset(g->data + n, poison(), after(g));
     return g->data;
 }
 
@@ -97,8 +102,8 @@ void *guard_out(size_t n) { return memset(guard_take(n, NULL), poison(), n); }
 static void guards_check(void) {
     for (int i = 0; i < guards_used; i++) {
         struct guard *g = &guards[i];
-        size_t slack = g->capacity - g->n, edge = slack < EDGE ? slack : EDGE;
-        check_untouched("beside buffer", run.upper ? g->data - edge : g->data + g->n, (int64_t)edge);
+        check_untouched("before a buffer", g->data - before(g), (int64_t)before(g));
+        check_untouched("after a buffer", g->data + g->n, (int64_t)after(g));
         if (g->source) check(!memcmp(g->data, g->source, g->n), "buffer %d is an input and was changed", i);
     }
     guards_used = 0;
@@ -120,7 +125,7 @@ static void crashed(int signal, siginfo_t *info, void *context) {
 /* ---- cases ------------------------------------------------------------------------------------------------------------------ */
 
 enum { KEPT = 8 };
-static struct { uint8_t *p; size_t n, capacity; } kept[KEPT];          /* ref's outputs, in the order of the check calls */
+static struct { uint8_t *p; size_t capacity; } kept[KEPT];     /* ref's outputs, in the order of the check calls */
 static int checks;
 
 void case_begin(const char *slot, const char *sizes, ...) {
@@ -176,14 +181,17 @@ static const void *reference(const void *p, int64_t n) {
     if (i == KEPT) fputs("too many outputs in a run\n", stderr), exit(2);
     if (run.k != levels[0]) return kept[i].p;
     if ((size_t)n > kept[i].capacity) kept[i].p = realloc(kept[i].p, kept[i].capacity = (size_t)n);
-    kept[i].n = (size_t)n;
     return memcpy(kept[i].p, p, (size_t)n);
+}
+
+static void add_checksum(uint64_t value) {      /* FNV-1a, a value at a time */
+    if (run.k == levels[0]) state.checksum = (state.checksum ^ value) * 0x100000001b3u;
 }
 
 void check_bytes(const char *name, const void *p, int64_t n) {
     const uint8_t *a = p, *b = reference(p, n);
     int64_t i = 0;
-    while (i < n && a[i] == b[i]) i++;
+    while (i < n && a[i] == b[i]) add_checksum(a[i++]);
     check(i == n, "byte %lld of %s is %02x, ref %02x", (long long)i, name, i < n ? a[i] : 0, i < n ? b[i] : 0);
 }
 
@@ -193,6 +201,7 @@ void check_floats(const char *name, const float *p, int64_t n) {
     const uint8_t *b = reference(p, n * 4);
     for (int64_t i = 0; i < n; i++) {
         uint32_t x = f32_bits(p[i]), y = load_u32(b + 4 * i);
+        add_checksum(is_nan(x) ? 0x7fc00000u : x);
         check(x == y || (is_nan(x) && is_nan(y)), "%s[%lld] is %a (%08x), ref %a (%08x)", name, (long long)i, f32_from_bits(x), x,
               f32_from_bits(y), y);
     }
@@ -246,14 +255,15 @@ void fill_floats(float *p, int64_t n, int fill) {
         }
         p[i] = v;
     }
-    if (fill == FILL_ONE_NAN) p[rnd_below((int)n)] = f32_from_bits(0xffc01234u);
-    if (fill == FILL_ONE_INF) p[rnd_below((int)n)] = f32_from_bits(rnd_below(2) ? 0x7f800000u : 0xff800000u);
+    float *one = p + rnd_below((int)n);
+    if (fill == FILL_ONE_NAN) *one = f32_from_bits(0xffc01234u);
+    if (fill == FILL_ONE_INF) *one = f32_from_bits(rnd_below(2) ? 0x7f800000u : 0xff800000u);
 }
 
 /* ---- main ------------------------------------------------------------------------------------------------------------------------ */
 
 static int usage(void) {
-    puts("usage: kernel_test [--seed N] [--repeat N] [--bench]");
+    puts("usage: kernel_test [--seed N] [--repeat N] [--gap BYTES (a multiple of 64)] [--bench]");
     return 2;
 }
 
@@ -264,6 +274,7 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "--bench")) benching = 1;
         else if (!strcmp(argv[i], "--seed") && i + 1 < argc) rnd_state = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--repeat") && i + 1 < argc) repeat = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "--gap") && i + 1 < argc) gap = (size_t)atoi(argv[++i]) / 64 * 64;
         else return usage();
     }
     page_size = (size_t)sysconf(_SC_PAGESIZE);
@@ -287,6 +298,7 @@ int main(int argc, char **argv) {
         tests[i].run();
         printf("%-20s %8lld runs\n", tests[i].name, (long long)(state.passed + state.failures - before));
     }
+    printf("checksum of the reference's results: %016llx\n", (unsigned long long)state.checksum);
     printf("%lld passed, %lld failed\n", (long long)state.passed, (long long)state.failures);
     return state.failures != 0;
 }
