@@ -130,6 +130,7 @@ int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int
     NEED(e && tokens && seqs, "step: engine, tokens and seqs must not be NULL");
     COMPUTE(int, engine_step(e, n_rows, tokens, seqs, want, logits, cancel, err));
 }
+void pyllm_cancel_set(volatile int32_t *flag, int32_t value) { __atomic_store_n(flag, value, __ATOMIC_RELAXED); }
 int64_t pyllm_seq_save(const pyllm_engine *e, int32_t seq, void *out, int64_t max, pyllm_error *err) { return seq_save(e, seq, out, max, err); }
 int pyllm_seq_restore(pyllm_engine *e, int32_t seq, const void *data, int64_t n, pyllm_error *err) { return seq_restore(e, seq, data, n, err); }
 

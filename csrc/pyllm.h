@@ -177,6 +177,8 @@ int64_t pyllm_engine_free_positions(const pyllm_engine *e);         /* room in t
    between tiles. The engine allocates nothing here. */
 int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
                float *logits, const volatile int32_t *cancel, pyllm_error *err);
+/* Sets a flag that another thread's running call polls as *cancel. Any thread, any time. */
+void pyllm_cancel_set(volatile int32_t *flag, int32_t value);
 
 /* A sequence as bytes: checksummed, bound to model, KV type and layout. Returns the size; writes only if max suffices. */
 int64_t pyllm_seq_save(const pyllm_engine *e, int32_t seq, void *out, int64_t max, pyllm_error *err);

@@ -40,7 +40,7 @@ class Driver:
             if self._closing:
                 return
             if self._step_of is g:
-                self._engine.cancel[0] = 1
+                self._engine.cancel(True)
             self._jobs.append(lambda: self._drop(g))
             self._work.notify()
 
@@ -71,7 +71,7 @@ class Driver:
         """Ends every request with Closed and the thread; returns when it has ended."""
         with self._work:
             self._closing = True
-            self._engine.cancel[0] = 1
+            self._engine.cancel(True)
             self._work.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -127,7 +127,7 @@ class Driver:
             if self._closing:
                 return
             self._step_of = generations[0] if len(rows) == 1 else None
-            self._engine.cancel[0] = 1 if self._step_of is not None and self._step_of.cancelled else 0
+            self._engine.cancel(self._step_of is not None and self._step_of.cancelled)
         try:
             self._engine.step([(r.task.seq, r.task.tokens[r.task.done:r.task.done + r.n], int(r.want)) for r in rows])  # type: ignore[misc]
         except errors.Cancelled:

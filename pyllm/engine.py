@@ -25,10 +25,10 @@ class Engine:
         self._text = tape.encode()
         err = new_error()
         self._model = self._engine = ffi.NULL
-        self.cancel = ffi.new("int32_t *")
+        self._cancel = ffi.new("int32_t *")
         out = ffi.new("pyllm_model **")
         name = ffi.NULL if level is None else level.encode()
-        check(lib.pyllm_model_load(gguf, self._text, len(self._text), name, threads, self.cancel, out, err), err)
+        check(lib.pyllm_model_load(gguf, self._text, len(self._text), name, threads, self._cancel, out, err), err)
         self._model = out[0]
         self.params = engine_params(threads, kv, n_positions)
         made = ffi.new("pyllm_engine **")
@@ -53,6 +53,10 @@ class Engine:
         if self._model != ffi.NULL:
             lib.pyllm_model_free(self._model)
         self._model = self._engine = ffi.NULL
+
+    def cancel(self, yes: bool) -> None:
+        """Any thread: the running step stops at its next tile and raises Cancelled; so do later ones until cancel(False)."""
+        lib.pyllm_cancel_set(self._cancel, int(yes))
 
     def open_seq(self) -> int | None:
         """A new, empty sequence, or None when all MAX_SEQS are in use."""
@@ -88,7 +92,7 @@ class Engine:
             wanted += want
         err = new_error()
         check(lib.pyllm_step(self._engine, at, ffi.from_buffer("int32_t *", self._tokens), ffi.from_buffer("int32_t *", self._seqs),
-                             ffi.from_buffer("uint8_t *", self._want), ffi.from_buffer("float *", self.logits), self.cancel, err), err)
+                             ffi.from_buffer("uint8_t *", self._want), ffi.from_buffer("float *", self.logits), self._cancel, err), err)
         return wanted
 
     def save(self, seq: int) -> bytes:

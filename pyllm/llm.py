@@ -267,7 +267,7 @@ class LLM:
 
     def _step_alone(self, seq: int, tokens: list[int]) -> int:
         """A step beside the scheduler's; when pages run out, others give theirs."""
-        self._engine.cancel[0] = 0
+        self._engine.cancel(False)
         while True:
             try:
                 return self._engine.step([(seq, tokens, len(tokens))])
@@ -293,7 +293,7 @@ class LLM:
 
     def _bench_once(self, kind: str, n: int, depth: int) -> float:
         engine, seq = self._engine, self._open_seq()
-        engine.cancel[0] = 0
+        engine.cancel(False)
         tokens = [1 + i * 7919 % (engine.n_vocab - 2) for i in range(depth + n)]
         try:
             for at in range(0, depth, MAX_ROWS):

@@ -60,8 +60,7 @@ static int64_t now_ns(void) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-/* The flag is set by threads that know nothing of atomics; a relaxed load is what a plain read should have been. */
-static int cancelled(const volatile int32_t *cancel) { return cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED); }
+int cancelled(const volatile int32_t *flag) { return flag && __atomic_load_n(flag, __ATOMIC_RELAXED); }
 
 static void work(pool *p, int worker) {
     while (!cancelled(p->cancel)) {

@@ -17,6 +17,8 @@ int pool_size(const pool *p);
    (cancel may be NULL). Called by one thread at a time. The float environment of every worker is nearest-even, no FTZ/DAZ. */
 typedef void (*pool_fn)(void *ctx, int64_t item, int worker);
 void pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel);
+/* Reads a flag that another thread may be setting (pyllm_cancel_set); NULL is never set. */
+int cancelled(const volatile int32_t *flag);
 
 /* Float environment: sets round-to-nearest with subnormals kept, returns the previous state for fpenv_restore. */
 uint64_t fpenv_enter(void);

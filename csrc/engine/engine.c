@@ -224,7 +224,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
         const step *s = &e->m->t.steps[i];
         if (!n_logits && e->plan.values[s->out[0]].late) break;
         rc = s->op->run(&c, s);
-        if (!rc && cancel && *cancel) rc = err_set(err, PYLLM_ERR_CANCELLED, "the step was cancelled; its sequences are as before it");
+        if (!rc && cancelled(cancel)) rc = err_set(err, PYLLM_ERR_CANCELLED, "the step was cancelled; its sequences are as before it");
     }
     if (rc) {
         undo(e, seqs, n_runs);

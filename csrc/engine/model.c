@@ -126,7 +126,7 @@ static int load_weights(pyllm_model *m, const pyllm_gguf *g, int n_threads, cons
         rc = atomic_load(&j.rc);
         for (int w = 0; rc && w < n_threads; w++)
             if (j.errors[w].code && err) *err = j.errors[w];
-        if (!rc && cancel && *cancel) rc = err_set(err, PYLLM_ERR_CANCELLED, "loading was cancelled");
+        if (!rc && cancelled(cancel)) rc = err_set(err, PYLLM_ERR_CANCELLED, "loading was cancelled");
     }
     mem_free(j.errors);
     mem_free(j.buffers);

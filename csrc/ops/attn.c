@@ -235,7 +235,7 @@ int run_attn(const op_ctx *c, const step *s) {
     if (splits > 1 && tiles * j.kv_heads * splits * j.state_floats <= c->states_floats) {
         j.splits = splits;
         pool_run(c->pool, split_item, &j, tiles * j.kv_heads * splits, 1, c->cancel);
-        if (!c->cancel || !*c->cancel) pool_run(c->pool, merge_item, &j, tiles * j.kv_heads, 1, c->cancel);
+        if (!cancelled(c->cancel)) pool_run(c->pool, merge_item, &j, tiles * j.kv_heads, 1, c->cancel);
         return 0;
     }
     j.tile_rows = ATTN_MAX / group < 16 ? ATTN_MAX / group : 16;

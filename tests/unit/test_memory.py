@@ -1,0 +1,31 @@
+"""Peak memory of a process that loads a model and generates: the file's bytes, the KV cache, and little else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import model_path
+
+CODE = """
+import json, re, sys, pyllm
+with pyllm.LLM(sys.argv[1], ctx=4096) as llm:
+    reply = llm.complete("Once upon a time", temperature=0, max_tokens=64, logit_bias={llm.tokenizer.eos: float("-inf")})
+    # Not getrusage: its peak is also the parent's, from between fork and exec.
+    peak = int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+    print(json.dumps([len(reply.tokens), llm.plan_bytes.kv, peak]))
+"""
+
+
+@pytest.mark.parametrize("name", ["smollm2", pytest.param("qwen2.5-coder-1.5b", marks=pytest.mark.models)])
+def test_peak_memory(name: str, tmp_path: Path) -> None:
+    path = model_path(name)
+    out = subprocess.run([sys.executable, "-c", CODE, str(path)], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=300).stdout
+    tokens, kv, peak = json.loads(out)
+    assert tokens == 64
+    file = path.stat().st_size
+    print(f"{name}: peak {peak / 1e6:.1f} MB, file {file / 1e6:.1f} MB, KV {kv / 1e6:.1f} MB")
+    assert peak <= 1.04 * file + kv + 80e6
