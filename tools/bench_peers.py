@@ -5,7 +5,7 @@
 
 The peer is llama-cpp-python, built here with the native instruction set in its own environment, driven through its low-level calls. Both
 models stay loaded; a round times one, then the other, the first of the two alternating. A figure is the median of the rounds' ratios (ours /
-theirs, above 1 = faster), with the quartiles; absolute speeds are medians and drift with the machine. Rounds wait for an idle machine.
+theirs, above 1 = faster), with the quartiles; absolute speeds are medians and drift. Rounds wait for an idle machine.
 --check: exit status 1 if a median ratio is below 1.
 """
 
@@ -84,7 +84,7 @@ class Child:
     def _answer(self, want: str = "") -> str:
         assert self._process.stdout
         line = self._process.stdout.readline().strip()
-        if not line or want and line != want:
+        if not line or (want and line != want):
             raise SystemExit(f"{self._process.args[0]} ended: {line!r}")  # type: ignore[index]
         return line
 
