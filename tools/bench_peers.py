@@ -4,9 +4,8 @@
     python tools/bench_peers.py [--model NAME|FILE ...] [--test pp512 ...] [--rounds 9] [--threads N] [--json FILE] [--check]
 
 The peer is llama-cpp-python, built here with the native instruction set in its own environment, driven through its low-level calls. Both
-models stay loaded; a round times one, then the other, the first of the two alternating. A figure is the median of the rounds' ratios (ours /
-theirs, above 1 = faster), with the quartiles; absolute speeds are medians and drift. Rounds wait for an idle machine.
---check: exit status 1 if a median ratio is below 1.
+models stay loaded; a round times one, then the other, the first of the two alternating. A figure is the median of the rounds' ratios
+(ours / theirs, above 1 = faster), with the quartiles; absolute speeds are medians and drift. Rounds wait for an idle machine.
 """
 
 from __future__ import annotations
