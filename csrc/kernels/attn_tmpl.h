@@ -9,11 +9,13 @@
 #include <string.h>
 
 enum { QT = COLS };                         /* queries of a register tile */
+enum { TILE_REGS = ROWS == 8 ? 12 : 24 };   /* registers for its sums: of 16 with AVX2, of 32 elsewhere */
 
 typedef struct work {
     float *s;                               /* [ATTN_MAX][CHUNK] scores, then probabilities */
     float *pd;                              /* [QT][CHUNK] probabilities times value scales (q8_0) */
     int8_t *q;                              /* [ATTN_MAX][dim] quantized queries (q8_0) */
+    float *qt;                              /* [dim][QT] queries of a tile (f32, f16), in the same place */
     float *qd;                              /* [ATTN_MAX][dim/32] */
     int16_t *qsum;                          /* [ATTN_MAX][dim/32] */
 } work;
@@ -24,6 +26,7 @@ INLINE work carve(const attn_args *a) {
     w.qd = w.pd + QT * CHUNK;
     w.qsum = (int16_t *)(w.qd + ATTN_MAX * (a->dim / 32 + 1));
     w.q = (int8_t *)(w.qsum + ATTN_MAX * (a->dim / 32 + 1));
+    w.qt = (float *)w.q;
     return w;
 }
 
@@ -99,40 +102,72 @@ static void NAME(kv_store_v_q8_0)(const float *x, int dim, uint8_t *page, int sl
 
 /* ---- scores --------------------------------------------------------------------------------------------------------------------- */
 
-/* Queries s0..s0+n-1 against the 16 keys of a page. */
-INLINE void scores_float(int type, const attn_args *a, int s0, int n, const uint8_t *page, float *out) {
-    const float *q[QT];
-    fx acc[QT];
+/* A tile is n queries by `pages` pages, constants after inlining: enough sums in flight to hide the latency of an fma, few enough for the
+   registers. next: pages to fetch meanwhile; they lie anywhere in the pool, so no hardware prefetcher finds them. */
+INLINE int pages_of(int n) { return n * NV * 2 > TILE_REGS ? 1 : n * NV * 4 > TILE_REGS ? 2 : 4; }
+
+/* The tile's queries side by side, [dim][n]: one address serves all. */
+INLINE void gather_queries(const attn_args *a, const work *w, int s0, int n) {
     for (int i = 0; i < n; i++) {
-        q[i] = query(a, s0 + i);
-        acc[i] = fx_set1(0);
+        const float *q = query(a, s0 + i);
+        for (int d = 0; d < a->dim; d++) w->qt[d * n + i] = q[d];
     }
-    for (int d = 0; d < a->dim; d++) {
-        fx k = type == KV_F32 ? fx_load((const float *)page + d * PAGE) : fx_f16((const uint16_t *)page + d * PAGE);
-        for (int i = 0; i < n; i++) acc[i] = fx_fma1(k, q[i] + d, acc[i]);
-    }
-    for (int i = 0; i < n; i++) fx_store(out + i * CHUNK, fx_mul(acc[i], fx_set1(a->scale)));
 }
 
-INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, const uint8_t *page, float *out) {
+INLINE void scores_float(int type, const attn_args *a, const work *w, int n, int pages, const uint8_t *const *page, const uint8_t *const *next,
+                         float *out) {
+    enum { UNROLL = 4 };
+    const float *q = w->qt;
+    fx acc[QT][4];
+    size_t row = type == KV_F32 ? PAGE * 4 : PAGE * 2;
+    for (int i = 0; i < n; i++)
+        for (int p = 0; p < pages; p++) acc[i][p] = fx_set1(0);
+    for (size_t at = 0; at < a->dim * row; at += UNROLL * row)
+#pragma GCC unroll 4
+        for (int u = 0; u < UNROLL; u++, q += n) {
+            fx k[4];
+            for (int p = 0; p < pages; p++) {
+                if (u * row % 64 == 0) __builtin_prefetch(next[p] + at + u * row);
+                k[p] = type == KV_F32 ? fx_load((const float *)(page[p] + at + u * row)) : fx_f16(page[p] + at + u * row);
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < n; i++)
+                for (int p = 0; p < pages; p++) acc[i][p] = fx_fma1(k[p], q + i, acc[i][p]);
+        }
+    for (int i = 0; i < n; i++)
+        for (int p = 0; p < pages; p++) fx_store(out + i * CHUNK + p * PAGE, fx_mul(acc[i][p], fx_set1(a->scale)));
+}
+
+INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, int pages, const uint8_t *const *page, const uint8_t *const *next, float *out) {
     int blocks = a->dim / 32;
-    fx acc[QT];
-    for (int i = 0; i < n; i++) acc[i] = fx_set1(0);
-    for (int b = 0; b < blocks; b++) {
-        const uint8_t *p = page + b * (PAGE * 2 + PAGE * 32);
-        EACH {
-            vf d = vf_f16(p + 2 * i_ * ROWS);
-            vi k[8];
-            for (int j = 0; j < 8; j++) k[j] = vi_signed(vi_load(p + PAGE * 2 + j * 64 + i_ * ROWS * 4));
-            for (int i = 0; i < n; i++) {
-                const int8_t *q = w->q + (int64_t)(s0 + i) * a->dim + 32 * b;
-                vi dot = vi_set1(signed_start(w->qsum[(s0 + i) * blocks + b]));
-                for (int j = 0; j < 8; j++) dot = dot_s(dot, k[j], q + 4 * j);
-                acc[i].v[i_] = vf_fma(vf_from_vi(dot), vf_mul(d, vf_set1(w->qd[(s0 + i) * blocks + b])), acc[i].v[i_]);
+    for (int p = 0; p < pages; p++) {
+        fx acc[QT];
+        for (int i = 0; i < n; i++) acc[i] = fx_set1(0);
+        for (int b = 0; b < blocks; b++) {
+            const uint8_t *k = page[p] + b * (PAGE * 2 + PAGE * 32);
+            for (int i = 0; i < PAGE * 34; i += 64) __builtin_prefetch(next[p] + b * (PAGE * 2 + PAGE * 32) + i);
+            EACH {
+                vf d = vf_f16(k + 2 * i_ * ROWS);
+                vi key[8];
+                for (int j = 0; j < 8; j++) key[j] = vi_signed(vi_load(k + PAGE * 2 + j * 64 + i_ * ROWS * 4));
+                for (int i = 0; i < n; i++) {
+                    const int8_t *q = w->q + (int64_t)(s0 + i) * a->dim + 32 * b;
+                    vi dot = vi_set1(signed_start(w->qsum[(s0 + i) * blocks + b]));
+                    for (int j = 0; j < 8; j++) dot = dot_s(dot, key[j], q + 4 * j);
+                    acc[i].v[i_] = vf_fma(vf_from_vi(dot), vf_mul(d, vf_set1(w->qd[(s0 + i) * blocks + b])), acc[i].v[i_]);
+                }
             }
         }
+        for (int i = 0; i < n; i++) fx_store(out + i * CHUNK + p * PAGE, fx_mul(acc[i], fx_set1(a->scale)));
     }
-    for (int i = 0; i < n; i++) fx_store(out + i * CHUNK, fx_mul(acc[i], fx_set1(a->scale)));
+}
+
+INLINE void scores(int type, const attn_args *a, const work *w, int s0, int n, int pages, int page, int end) {
+    const uint8_t *next[4];
+    for (int p = 0; p < pages; p++) next[p] = a->k_pages[page + pages + p < end ? page + pages + p : page + p];
+    float *out = w->s + (int64_t)s0 * CHUNK + page * PAGE;
+    if (type == KV_Q8_0) scores_q8(a, w, s0, n, pages, a->k_pages + page, next, out);
+    else scores_float(type, a, w, n, pages, a->k_pages + page, next, out);
 }
 
 /* Scores -> probabilities in place; outside of [lo, hi) they become exactly 0. */
@@ -158,82 +193,130 @@ INLINE void softmax(const attn_args *a, int lo, int hi, float *s, float *m, floa
 
 /* ---- values ----------------------------------------------------------------------------------------------------------------------- */
 
-INLINE fx load_value(int type, const attn_args *a, int t, int d) {
-    const uint8_t *page = a->v_pages[t / PAGE];
-    int at = t % PAGE * a->dim + d;
+INLINE int spans_of(int n) { return n * NV * 2 > TILE_REGS ? 1 : n * NV * 4 > TILE_REGS ? 2 : 4; }
+
+INLINE fx load_value(int type, const attn_args *a, const uint8_t *page, int slot, int d) {
+    int at = slot * a->dim + d;
     if (type == KV_F32) return fx_load((const float *)page + at);
     if (type == KV_F16) return fx_f16((const uint16_t *)page + at);
     return fx_i8(page + PAGE * 2 * (a->dim / 32) + at);
 }
 
-/* o[d..d+16) of n queries over positions [from, to): one load of V serves all. */
-INLINE void accumulate(int type, const attn_args *a, const float *const *p, int n, int d, int from, int to, fx *acc) {
-    for (int t = from; t < to; t++) {
-        fx v = load_value(type, a, t, d);
-        for (int i = 0; i < n; i++) acc[i] = fx_fma1(v, p[i] + t, acc[i]);
+/* o[n][spans*16], dim floats apart, goes on over positions [from, to), ascending: one load of V serves all queries. p: probabilities,
+   CHUNK floats apart. */
+INLINE void accumulate(int type, const attn_args *a, const float *p, int n, int spans, int d, int from, int to, float *o) {
+    size_t row = (size_t)a->dim * (type == KV_F32 ? 4 : type == KV_F16 ? 2 : 1);
+    fx acc[QT][4];
+    if (from >= to) return;
+    for (int i = 0; i < n; i++)
+        for (int e = 0; e < spans; e++) acc[i][e] = fx_load(o + i * a->dim + 16 * e);
+    for (int t = from; t < to;) {
+        int end = (t / PAGE + 1) * PAGE < to ? (t / PAGE + 1) * PAGE : to;
+        const uint8_t *page = a->v_pages[t / PAGE], *next = a->v_pages[end < to ? end / PAGE : t / PAGE] + (size_t)(t % PAGE) * row;
+        for (; t < end; t++, next += row) {
+            fx v[4];
+            for (size_t i = 0; d == 0 && i < row; i += 64) __builtin_prefetch(next + i);
+            for (int e = 0; e < spans; e++) v[e] = load_value(type, a, page, t % PAGE, d + 16 * e);
+#pragma GCC unroll 8
+            for (int i = 0; i < n; i++)
+                for (int e = 0; e < spans; e++) acc[i][e] = fx_fma1(v[e], p + i * CHUNK + t, acc[i][e]);
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int e = 0; e < spans; e++) fx_store(o + i * a->dim + 16 * e, acc[i][e]);
+}
+
+/* What the queries of a tile see: each [lo, hi), all of them [from, to), nothing in common if from >= to. */
+typedef struct view { int lo[QT], hi[QT], from, to; } view;
+
+/* Values [d, d + 16*spans) of the tile's outputs. */
+INLINE void values_span(int type, const attn_args *a, const view *v, const float *p, int s0, int n, int spans, int d) {
+    float *o = a->o + (int64_t)s0 * a->dim + d;
+    int common = v->from < v->to;
+    for (int i = 0; i < n; i++) {
+        memset(o + i * a->dim, 0, (size_t)spans * 64);
+        accumulate(type, a, p + i * CHUNK, 1, spans, d, v->lo[i], common ? v->from : v->hi[i], o + i * a->dim);
+    }
+    if (!common) return;
+    accumulate(type, a, p, n, spans, d, v->from, v->to, o);
+    for (int i = 0; i < n; i++) accumulate(type, a, p + i * CHUNK, 1, spans, d, v->to, v->hi[i], o + i * a->dim);
+}
+
+/* Probabilities times the scales of V's block of 32 dims at 32*block, pages [first, end). */
+INLINE void scale_probabilities(const attn_args *a, const work *w, int s0, int n, int block, int first, int end) {
+    int blocks = a->dim / 32;
+    for (int page = first; page < end; page++) {
+        if (!a->v_pages[page]) continue;
+        uint16_t half[PAGE];
+        for (int t = 0; t < PAGE; t++) half[t] = ((const uint16_t *)a->v_pages[page])[t * blocks + block];
+        fx scale = fx_f16(half);
+        for (int i = 0; i < n; i++)
+            fx_store(w->pd + i * CHUNK + page * PAGE, fx_mul(fx_load(w->s + (int64_t)(s0 + i) * CHUNK + page * PAGE), scale));
     }
 }
 
-INLINE void values(int type, const attn_args *a, const work *w, int s0, int n) {
-    int lo[QT], hi[QT], from = 0, to = CHUNK, low = CHUNK, high = 0, blocks = a->dim / 32;
-    const float *p[QT];
+INLINE void values(int type, const attn_args *a, const work *w, int s0, int n, int first, int end) {
+    view v = {.from = 0, .to = CHUNK};
     for (int i = 0; i < n; i++) {
-        lo[i] = a->lo[(s0 + i) / a->group];
-        hi[i] = a->hi[(s0 + i) / a->group];
-        from = lo[i] > from ? lo[i] : from;
-        to = hi[i] < to ? hi[i] : to;
-        low = lo[i] < low ? lo[i] : low;
-        high = hi[i] > high ? hi[i] : high;
-        p[i] = w->s + (int64_t)(s0 + i) * CHUNK;
+        v.lo[i] = a->lo[(s0 + i) / a->group];
+        v.hi[i] = a->hi[(s0 + i) / a->group];
+        v.from = v.lo[i] > v.from ? v.lo[i] : v.from;
+        v.to = v.hi[i] < v.to ? v.hi[i] : v.to;
     }
-    for (int d = 0; d < a->dim; d += 16) {
-        if (type == KV_Q8_0 && d % 32 == 0)
-            for (int t = low; t < high; t++) {
-                if (!a->v_pages[t / PAGE]) continue;
-                float scale = f16_to_f32(((const uint16_t *)a->v_pages[t / PAGE])[t % PAGE * blocks + d / 32]);
-                for (int i = 0; i < n; i++) w->pd[i * CHUNK + t] = w->s[(int64_t)(s0 + i) * CHUNK + t] * scale;
-            }
-        if (type == KV_Q8_0)
-            for (int i = 0; i < n; i++) p[i] = w->pd + i * CHUNK;
-        fx acc[QT];
-        for (int i = 0; i < n; i++) acc[i] = fx_set1(0);
-        if (from >= to) {           /* no position is common to all */
-            for (int i = 0; i < n; i++) accumulate(type, a, p + i, 1, d, lo[i], hi[i], acc + i);
-        } else {
-            for (int i = 0; i < n; i++) accumulate(type, a, p + i, 1, d, lo[i], from, acc + i);
-            accumulate(type, a, p, n, d, from, to, acc);
-            for (int i = 0; i < n; i++) accumulate(type, a, p + i, 1, d, to, hi[i], acc + i);
-        }
-        for (int i = 0; i < n; i++) fx_store(a->o + (int64_t)(s0 + i) * a->dim + d, acc[i]);
+    const float *p = type == KV_Q8_0 ? w->pd : w->s + (int64_t)s0 * CHUNK;
+    int spans = spans_of(n), d = 0;
+    if (type == KV_Q8_0 && spans > 2) spans = 2;        /* a block of 32 shares its scales */
+    for (; d + 16 * spans <= a->dim; d += 16 * spans) {
+        if (type == KV_Q8_0 && d % 32 == 0) scale_probabilities(a, w, s0, n, d / 32, first, end);
+        values_span(type, a, &v, p, s0, n, spans, d);
     }
+    for (; d < a->dim; d += 16) values_span(type, a, &v, p, s0, n, 1, d);
 }
 
 /* ---- a chunk ------------------------------------------------------------------------------------------------------------------------ */
 
 /* n is a constant in each call, so that the accumulators of a tile are registers. */
 INLINE void tile(int type, const attn_args *a, const work *w, int s0, int n) {
-    int low = CHUNK, high = 0;
+    int low = CHUNK, high = 0, pages = pages_of(n);
     for (int i = s0 / a->group; i <= (s0 + n - 1) / a->group; i++) {
         low = a->lo[i] < low ? a->lo[i] : low;
         high = a->hi[i] > high ? a->hi[i] : high;
     }
-    for (int page = low / PAGE; page * PAGE < high; page++) {
-        if (!a->k_pages[page]) continue;        /* between what two rows see */
-        float *out = w->s + (int64_t)s0 * CHUNK + page * PAGE;
-        if (type == KV_Q8_0) scores_q8(a, w, s0, n, a->k_pages[page], out);
-        else scores_float(type, a, s0, n, a->k_pages[page], out);
+    int first = low / PAGE, end = (high + PAGE - 1) / PAGE;
+    if (type != KV_Q8_0) gather_queries(a, w, s0, n);
+    for (int page = first; page < end;) {
+        int whole = page + pages <= end;        /* pages without a NULL among them: what lies between two rows' views may be absent */
+        for (int p = 0; whole && p < pages; p++) whole = a->k_pages[page + p] != NULL;
+        if (whole) scores(type, a, w, s0, n, pages, page, end);
+        else if (a->k_pages[page]) scores(type, a, w, s0, n, 1, page, end);
+        page += whole ? pages : 1;
     }
     for (int i = s0; i < s0 + n; i++) softmax(a, a->lo[i / a->group], a->hi[i / a->group], w->s + (int64_t)i * CHUNK, &a->m[i], &a->l[i]);
-    values(type, a, w, s0, n);
+    values(type, a, w, s0, n, first, end);
 }
 
+/* One function per tile width: together they would be one body of hundreds of live registers. */
+#define TILE_OF(type, n) \
+    static __attribute__((noinline)) void tile_##type##_##n(const attn_args *a, const work *w, int s0) { tile(KV_##type, a, w, s0, n < QT ? n : QT); }
+#define TILES_OF(type) \
+    TILE_OF(type, 1) TILE_OF(type, 2) TILE_OF(type, 3) TILE_OF(type, 4) TILE_OF(type, 5) TILE_OF(type, 6) TILE_OF(type, 7) TILE_OF(type, 8) \
+    static attn_tile_fn *const tiles_##type[] = {tile_##type##_1, tile_##type##_2, tile_##type##_3, tile_##type##_4, \
+                                                 tile_##type##_5, tile_##type##_6, tile_##type##_7, tile_##type##_8};
+typedef void attn_tile_fn(const attn_args *a, const work *w, int s0);
+TILES_OF(F32)
+TILES_OF(F16)
+TILES_OF(Q8_0)
+
 INLINE void attn_chunk(int type, const attn_args *a) {
+    attn_tile_fn *const *tiles = type == KV_F32 ? tiles_F32 : type == KV_F16 ? tiles_F16 : tiles_Q8_0;
     work w = carve(a);
-    int n = a->rows * a->group, s = 0;
+    int n = a->rows * a->group;
     if (type == KV_Q8_0) quantize_queries(a, &w);
-    for (; s + QT <= n; s += QT) tile(type, a, &w, s, QT);
-    for (; s + 3 <= n; s += 3) tile(type, a, &w, s, 3);
-    for (; s < n; s++) tile(type, a, &w, s, 1);
+    for (int s = 0, left = (n + QT - 1) / QT; left; left--) {       /* tiles as equal as can be */
+        int size = (n - s + left - 1) / left;
+        tiles[size - 1](a, &w, s);
+        s += size;
+    }
 }
 
 static void NAME(attn_chunk_f32)(const attn_args *a) { attn_chunk(KV_F32, a); }
