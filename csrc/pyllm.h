@@ -128,7 +128,7 @@ int pyllm_token_is_end(const pyllm_tokenizer *t, int32_t id);
 /* ---- model: a tape over packed weights ----------------------------------------------------------------------------- */
 typedef struct pyllm_model pyllm_model;
 
-/* Loads the weights that the tape (text, see docs/design.md) names, packs them for the CPU level in force with n_threads
+/* Loads the weights that the tape (text, see docs/tape.md) names, packs them for the CPU level in force with n_threads
    threads, and checks every shape. level: NULL = PYLLM_CPU or the best. cancel may be NULL. The file may be closed afterwards unless
    the tape reads an embedding that is not also an output matrix: the model keeps its own descriptor. */
 int pyllm_model_load(const pyllm_gguf *g, const char *tape, int64_t tape_len, const char *level, int n_threads,

@@ -1,5 +1,5 @@
 /* Deterministic elementary functions on f32: the same bits on every CPU. Everything is + - * /, sqrt and fma in a written order;
- * fma is the instruction where the compilation unit has it, else an exact software version. SIMD variants (kernels/lanes_*.h)
+ * fma is the instruction where the compilation unit has it, else an exact software version. SIMD variants (kernels/lanes.h)
  * repeat these formulas lane by lane. */
 #ifndef PYLLM_BASE_MATH_H
 #define PYLLM_BASE_MATH_H
@@ -87,7 +87,7 @@ static inline float gelu32(float x) {
 }
 
 /* Double versions for numbers on the tape, angles and sampling; exp and log within 2 ulp,
-   pow within 2^-46 relative for |y log x| <= 64, sin and cos within 2^-50 absolute for |x| <= 2^20. */
+   pow within 2^-45 relative for |y log x| <= 64, sin and cos within 2^-50 absolute for |x| <= 2^20. */
 double math_exp(double x);
 double math_log(double x);
 double math_pow(double x, double y);    /* x > 0 */
