@@ -34,15 +34,12 @@ INLINE void load_q4(const uint8_t *p, int64_t part, int i, vi *q) {
         q[j + 4] = nibbles(v, 1);
     }
 }
-/* Fifth bits: bit i of a lane's qh belongs to element i; 4 bits become bit 4 of 4 bytes. */
-INLINE vi bits4(vi qh, int j) {
-    vi b = vi_and(vi_shr(qh, 4 * j), vi_set1(15));
-    return vi_shl(vi_and(vi_mul(b, vi_set1(0x00204081)), vi_set1(0x01010101)), 4);
-}
+/* Fifth bits of vector j (4 consecutive k a lane): bit j of each byte. */
+INLINE vi bit5(vi qh, int j) { return vi_shl(vi_and(vi_shr(qh, j), vi_set1(0x01010101)), 4); }
 INLINE void load_q5(const uint8_t *p, int64_t part, int i, vi *q) {
     load_q4(p, part, i, q);
     vi qh = dwords(p, 4);
-    for (int j = 0; j < 8; j++) q[j] = vi_or(q[j], bits4(qh, j));
+    for (int j = 0; j < 8; j++) q[j] = vi_or(q[j], bit5(qh, j));
 }
 INLINE void load_q8_0(const uint8_t *p, int64_t part, int i, vi *q) {
     (void)part, (void)i;

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-typedef struct field { uint8_t offset, width, count; } field;
+typedef struct field { uint8_t offset, width, count, fifth_bits; } field;
 
 /* Fields of a file block in packed order (4-byte fields first where there are any); count 0 ends the list. */
 static const field layouts[QTYPE_COUNT][5] = {
@@ -11,8 +11,8 @@ static const field layouts[QTYPE_COUNT][5] = {
     [QTYPE_BF16] = {{0, 2, 1}},
     [QTYPE_Q4_0] = {{2, 4, 4}, {0, 2, 1}},                              /* qs, d */
     [QTYPE_Q4_1] = {{4, 4, 4}, {0, 2, 2}},                              /* qs, d and m */
-    [QTYPE_Q5_0] = {{6, 4, 4}, {2, 4, 1}, {0, 2, 1}},                   /* qs, qh, d */
-    [QTYPE_Q5_1] = {{8, 4, 4}, {4, 4, 1}, {0, 2, 2}},                   /* qs, qh, d and m */
+    [QTYPE_Q5_0] = {{6, 4, 4}, {2, 4, 1, 1}, {0, 2, 1}},                /* qs, qh, d */
+    [QTYPE_Q5_1] = {{8, 4, 4}, {4, 4, 1, 1}, {0, 2, 2}},                /* qs, qh, d and m */
     [QTYPE_Q8_0] = {{2, 4, 8}, {0, 2, 1}},                              /* qs, d */
     [QTYPE_IQ4_NL] = {{2, 4, 4}, {0, 2, 1}},                            /* qs, d */
     [QTYPE_MXFP4] = {{1, 4, 4}, {0, 1, 1}},                             /* qs, e */
@@ -31,10 +31,44 @@ size_t pack_column_bytes(uint32_t type) {
 
 size_t pack_group_bytes(uint32_t type, int64_t k) { return (size_t)(k / qtype_get(type)->elems) * pack_column_bytes(type); }
 
+/* Q5_0 and Q5_1 keep the fifth bit of element e in bit e of a dword. Packed, it is bit e/4 of byte e%4: a shift and a mask then give the fifth
+   bits of four neighbours, as in Q5_K. */
+static uint32_t spread_bits(uint32_t x) {
+    uint32_t out = 0;
+    for (int b = 0; b < 4; b++) {
+        uint32_t y = x >> b & 0x11111111u;
+        y = (y | y >> 3) & 0x03030303u;
+        y = (y | y >> 6) & 0x000f000fu;
+        out |= ((y | y >> 12) & 0xffu) << 8 * b;
+    }
+    return out;
+}
+
+static uint32_t gather_bits(uint32_t x) {
+    uint32_t out = 0;
+    for (int b = 0; b < 4; b++) {
+        uint32_t y = x >> 8 * b & 0xffu;
+        y = (y | y << 12) & 0x000f000fu;
+        y = (y | y << 6) & 0x03030303u;
+        out |= ((y | y << 3) & 0x11111111u) << b;
+    }
+    return out;
+}
+
+static void copy_spread(uint8_t *dst, const uint8_t *src, uint32_t (*change)(uint32_t)) {
+    uint32_t x;
+    memcpy(&x, src, 4);
+    x = change(x);
+    memcpy(dst, &x, 4);
+}
+
 static void transpose(const uint8_t *const *rows, size_t at, const field *f, uint8_t *dst) {
     for (int e = 0; e < f->count; e++, at += f->width, dst += f->width * GROUP)
         for (int r = 0; r < GROUP; r++) switch (f->width) {
-            case 4: memcpy(dst + 4 * r, rows[r] + at, 4); break;
+            case 4:
+                if (f->fifth_bits) copy_spread(dst + 4 * r, rows[r] + at, spread_bits);
+                else memcpy(dst + 4 * r, rows[r] + at, 4);
+                break;
             case 2: memcpy(dst + 2 * r, rows[r] + at, 2); break;
             default: dst[r] = rows[r][at];
         }
@@ -67,6 +101,7 @@ void unpack_row(uint32_t type, const uint8_t *group, int r, int64_t k, uint8_t *
         if (!layouts[type][0].width) memcpy(dst, group + (size_t)r * bytes, bytes);
         for (const field *f = layouts[type]; f->count; f++)
             for (int e = 0; e < f->count; e++, src += f->width * GROUP)
-                memcpy(dst + f->offset + e * f->width, src + r * f->width, f->width);
+                if (f->fifth_bits) copy_spread(dst + f->offset, src + r * 4, gather_bits);
+                else memcpy(dst + f->offset + e * f->width, src + r * f->width, f->width);
     }
 }
