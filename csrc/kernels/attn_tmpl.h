@@ -32,37 +32,13 @@ INLINE work carve(const attn_args *a) {
 
 INLINE const float *query(const attn_args *a, int s) { return a->q + s / a->group * a->ldq + s % a->group * a->dim; }
 
-/* ---- quantizing 32 values -------------------------------------------------------------------------------------------------- */
-
-/* d = amax/127 as f32; q in [-127, 127]. NaN and zero as in the matmul's activations. */
-INLINE float quantize32(const float *x, int8_t *q) {
-    fx u = fx_load(x), v = fx_load(x + 16), a = fx_max(fx_and(u, 0x7fffffff), fx_and(v, 0x7fffffff));
-    float lanes[16], most = 0, nan = fx_sum(fx_add(fx_sub(u, u), fx_sub(v, v)));
-    fx_store(lanes, a);
-    for (int i = 0; i < 16; i++) most = max32(lanes[i], most);
-    if (nan != nan || most < 1e-30f) {
-        memset(q, 0, 32);
-        return nan != nan ? bits_f32(0x7fc00000u) : 0;
-    }
-    fx inv = fx_set1(127.0f / most), magic = fx_set1(12582912.0f);
-    u = fx_sub(fx_add(fx_mul(u, inv), magic), magic);
-    v = fx_sub(fx_add(fx_mul(v, inv), magic), magic);
-    EACH {
-        vi_store_i8(q + i_ * ROWS, vi_from_vf(u.v[i_]));
-        vi_store_i8(q + 16 + i_ * ROWS, vi_from_vf(v.v[i_]));
-    }
-    return most / 127.0f;
-}
-
 static void quantize_queries(const attn_args *a, const work *w) {
     int blocks = a->dim / 32;
     for (int s = 0; s < a->rows * a->group; s++)
         for (int b = 0; b < blocks; b++) {
-            int8_t *q = w->q + (int64_t)s * a->dim + 32 * b;
-            w->qd[s * blocks + b] = quantize32(query(a, s) + 32 * b, q);
-            int sum = 0;
-            for (int i = 0; i < 32; i++) sum += q[i];
-            w->qsum[s * blocks + b] = (int16_t)sum;
+            int16_t sum16[2];
+            w->qd[s * blocks + b] = quantize_block(query(a, s) + 32 * b, 32, w->q + (int64_t)s * a->dim + 32 * b, sum16);
+            w->qsum[s * blocks + b] = (int16_t)(sum16[0] + sum16[1]);
         }
 }
 
@@ -88,16 +64,19 @@ static void NAME(kv_store_v_f16)(const float *x, int dim, uint8_t *page, int slo
 }
 static void NAME(kv_store_k_q8_0)(const float *x, int dim, uint8_t *page, int slot) {
     int8_t q[32];
+    int16_t sum16[2];
     for (int b = 0; b < dim / 32; b++) {
         uint8_t *p = page + b * (PAGE * 2 + PAGE * 32);
-        ((uint16_t *)p)[slot] = f32_to_f16(quantize32(x + 32 * b, q));
+        ((uint16_t *)p)[slot] = f32_to_f16(quantize_block(x + 32 * b, 32, q, sum16));
         for (int i = 0; i < 8; i++) memcpy(p + PAGE * 2 + (i * PAGE + slot) * 4, q + 4 * i, 4);
     }
 }
 static void NAME(kv_store_v_q8_0)(const float *x, int dim, uint8_t *page, int slot) {
     int blocks = dim / 32;
+    int16_t sum16[2];
     for (int b = 0; b < blocks; b++)
-        ((uint16_t *)page)[slot * blocks + b] = f32_to_f16(quantize32(x + 32 * b, (int8_t *)page + PAGE * 2 * blocks + slot * dim + 32 * b));
+        ((uint16_t *)page)[slot * blocks + b] =
+            f32_to_f16(quantize_block(x + 32 * b, 32, (int8_t *)page + PAGE * 2 * blocks + slot * dim + 32 * b, sum16));
 }
 
 /* ---- scores --------------------------------------------------------------------------------------------------------------------- */

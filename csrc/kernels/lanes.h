@@ -3,6 +3,8 @@
 #define PYLLM_KERNELS_LANES_H
 #include "../base/math.h"
 
+#include <string.h>
+
 #define INLINE static inline __attribute__((always_inline))
 #define CAT_(a, b) a##_##b
 #define CAT(a, b) CAT_(a, b)
@@ -68,6 +70,31 @@ INLINE fx fx_silu(fx x) { return fx_div(x, fx_add(fx_set1(1.0f), fx_exp(fx_sub(f
 INLINE fx fx_gelu(fx x) {
     fx u = fx_mul(x, fx_fma(fx_mul(x, x), fx_set1(GELU_A), fx_set1(1.0f)));
     return fx_mul(fx_mul(fx_set1(0.5f), x), fx_add(fx_set1(1.0f), fx_tanh(fx_mul(fx_set1(GELU_B), u))));
+}
+
+/* n (32 or 256) values to int8 by the rule of docs/numerics.md: returns d, q in [-127, 127], sums of each 16 q. Absolute values order like their
+   bits, infinities and NaN last, so one integer maximum finds the largest and what is not finite. */
+INLINE float quantize_block(const float *x, int n, int8_t *q, int16_t *sum16) {
+    vi top = vi_set1(0);
+    for (int i = 0; i < n; i += ROWS) top = vi_max(top, vi_and(vi_load(x + i), vi_set1(0x7fffffff)));
+    uint32_t bits = (uint32_t)vi_max_lanes(top);
+    float most = bits_f32(bits);
+    if (bits >= 0x7f800000u || most < 1e-30f) {
+        memset(q, 0, (size_t)n);
+        memset(sum16, 0, (size_t)n / 8);
+        return bits >= 0x7f800000u ? bits_f32(0x7fc00000u) : 0;
+    }
+    vf inv = vf_set1(127.0f / most), magic = vf_set1(12582912.0f);
+    for (int i = 0; i < n; i += 16) {
+        vi sum = vi_set1(0);
+        for (int j = 0; j < 16; j += ROWS) {
+            vi r = vi_from_vf(vf_sub(vf_add(vf_mul(vf_load(x + i + j), inv), magic), magic));
+            vi_store_i8(q + i + j, r);
+            sum = vi_add(sum, r);
+        }
+        sum16[i / 16] = (int16_t)vi_sum_lanes(sum);
+    }
+    return most / 127.0f;
 }
 
 /* The first n < 16 floats of p, the rest zero; and back. */

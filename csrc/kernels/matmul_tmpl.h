@@ -309,42 +309,6 @@ MATMUL_(bf16, CALL_BF16, (size_t)lda * sizeof(float))
 
 /* ---- activations ------------------------------------------------------------------------------------------------------------- */
 
-/* One block to int8; the sums of each 16 go to sum16. Maxima and exact integer sums do not depend on their order. */
-INLINE float quantize_block(const float *x, int n, int8_t *q, int16_t *sum16) {
-    vf amax = vf_set1(0), wrong = vf_set1(0);
-    for (int i = 0; i < n; i += ROWS) {
-        vf v = vf_load(x + i), abs = vf_bits(vi_and(vi_bits(v), vi_set1(0x7fffffff)));
-        amax = vf_max(abs, amax);
-        wrong = vf_add(wrong, vf_sub(v, v));            /* NaN where x is not finite */
-    }
-    float lanes[ROWS], bad[ROWS], most = 0, nan = 0;
-    vf_store(lanes, amax);
-    vf_store(bad, wrong);
-    for (int i = 0; i < ROWS; i++) {
-        most = max32(lanes[i], most);
-        nan += bad[i];
-    }
-    if (nan != nan || most < 1e-30f) {
-        memset(q, 0, (size_t)n);
-        memset(sum16, 0, (size_t)n / 8);
-        return nan != nan ? bits_f32(0x7fc00000u) : 0;
-    }
-    vf inv = vf_set1(127.0f / most), magic = vf_set1(12582912.0f);
-    for (int i = 0; i < n; i += 16) {
-        int32_t part[ROWS], total = 0;
-        vi sum = vi_set1(0);
-        for (int j = 0; j < 16; j += ROWS) {
-            vi r = vi_from_vf(vf_sub(vf_add(vf_mul(vf_load(x + i + j), inv), magic), magic));
-            vi_store_i8(q + i + j, r);
-            sum = vi_add(sum, r);
-        }
-        vi_store(part, sum);
-        for (int j = 0; j < ROWS; j++) total += part[j];
-        sum16[i / 16] = (int16_t)total;
-    }
-    return most / 127.0f;
-}
-
 static void NAME(quantize_act)(const float *x, int64_t ldx, int m, int64_t k, int block, act_unit *dst) {
     for (int64_t u = 0; u < (k + 255) / 256; u++)
         for (int c = 0; c < m; c++) {
