@@ -17,11 +17,11 @@ C_LAYERS = ["base", "formats", "kernels", "ops", "engine"]
 C_BESIDE = {"tokenizer": {"base", "formats"}}       # folders outside of the chain, and what they may include
 ISA_FILES = ("csrc/base/cpu.c", "csrc/base/threads.c", "csrc/base/fpenv.c", "csrc/base/math.h", "csrc/kernels/")
 PY_LAYERS = [
-    {"errors", "replies", "thinking", "memory", "_ffi"},
+    {"errors", "replies", "thinking", "memory", "stores", "_ffi"},
     {"_core"},
     {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models"},
-    {"build", "hf", "ref"},
-    {"engine", "chat", "catalogue", "generation"},
+    {"build", "hf", "hub", "ref"},
+    {"engine", "chat", "catalogue", "describe", "generation"},
     {"driver", "session"},
     {"llm", "perplexity"},
     {"cli"},

@@ -1,0 +1,51 @@
+"""Arguments that several commands share, and how a command gets from its MODEL to a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ._output import progress
+
+MODEL_HELP = ("a GGUF file, a name of `pyllm list`, user/repo[:QUANT] of the Hugging Face hub, [ollama:]name[:tag], "
+              "or smollm2, the demo model")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="worker threads (default: the physical cores)")
+
+
+def add_kv(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kv", choices=("f16", "f32", "q8_0"), default="f16", help="type of the KV cache (default: f16)")
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """argparse type: a whole number in [low, high]."""
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+    return parse
+
+
+def whole_list(low: int, high: int) -> Callable[[str], list[int]]:
+    """argparse type: whole numbers with commas between them."""
+    one = whole(low, high)
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def model_file(spec: str) -> Path:
+    """The model's file; shows a progress bar while it is fetched."""
+    from ..catalogue import resolve
+
+    with progress(spec) as show:
+        return resolve(spec, show)

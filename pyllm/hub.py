@@ -1,0 +1,114 @@
+"""Fetching from the Hugging Face hub, by its own client (pip install 'pyllm[hub]') into its own cache, where others find it too."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import errors, stores
+from .stores import RepoSpec
+
+Progress = Callable[[int, int], None]
+
+
+def fetch(spec: RepoSpec, progress: Progress | None = None) -> Path:
+    """The model's file, of a split set the first one, fetched where the cache does not have it in the hub's current version.
+
+    HF_ENDPOINT, HF_TOKEN, HF_HOME and the client's other settings hold. Raises ModelNotFound or DownloadError.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise errors.DownloadError(f"{spec.repo} is not on this machine, and fetching from the hub needs a package that is missing\n"
+                                   "hint: pip install 'pyllm[hub]'") from None
+    try:
+        sizes = _sizes(huggingface_hub, spec.repo)
+        name = _choose(spec, sizes)
+        files = stores.parts(name)
+        total = sum(sizes.get(f, 0) for f in files)
+        _check_room(total)
+        done, first = 0, ""
+        for file in files:
+            path = huggingface_hub.hf_hub_download(spec.repo, file, tqdm_class=_bar(progress, done, total))
+            first = first or path
+            done += sizes.get(file, 0)
+            if progress is not None:
+                progress(done, max(done, total))
+        return Path(first)
+    except errors.Error:
+        raise
+    except Exception as e:      # the client's own errors, those of its HTTP library, and the system's
+        raise _explained(spec, e) from e
+
+
+def _sizes(client: Any, repo: str) -> dict[str, int]:
+    """Bytes of every GGUF file of the repository."""
+    info = client.HfApi().model_info(repo, files_metadata=True)
+    return {s.rfilename: s.size or 0 for s in info.siblings or [] if s.rfilename.lower().endswith(".gguf")}
+
+
+def _choose(spec: RepoSpec, sizes: dict[str, int]) -> str:
+    models = {name: sum(sizes.get(part, 0) for part in stores.parts(name)) for name in sizes if stores.is_model(name)}
+    if not models:
+        raise errors.ModelNotFound(f"{spec.repo} holds no GGUF file\nhint: its GGUF conversion is usually in a repository of its own, "
+                                   "often with -GGUF in the name")
+    name = spec.file if spec.file in models else None if spec.file else stores.pick(models, spec.quant)
+    if name is None:
+        known = ", ".join(sorted({stores.quant_of(n) or n for n in models}))
+        raise errors.ModelNotFound(f"{spec.repo} has no {spec.file or spec.quant}\nhint: it has {known}")
+    missing = [part for part in stores.parts(name) if part not in sizes]
+    if missing:
+        raise errors.ModelNotFound(f"{spec.repo} lacks {missing[0]}, a part of {name}\nhint: choose another quantization")
+    return name
+
+
+def _check_room(total: int) -> None:
+    folder = stores.hub_dir()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < total:
+        raise errors.DownloadError(f"{stores.hub_dir()} has {free // 10**6} MB free, the model takes {total // 10**6} MB\n"
+                                   "hint: free some space, or set HF_HOME to another disk")
+
+
+def _bar(progress: Progress | None, before: int, total: int) -> type:
+    """What the client takes for a progress bar: calls progress with the bytes of all files so far."""
+
+    class Bar:
+        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
+            self.done = initial
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += int(n or 0)
+            if progress is not None:
+                progress(min(before + self.done, total), total)
+
+        def close(self) -> None:
+            pass
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+            self.close()
+
+    return Bar
+
+
+def _explained(spec: RepoSpec, e: Exception) -> errors.FileError:
+    kinds = {kind.__name__ for kind in type(e).__mro__}
+    said = (str(e).strip().splitlines() or [type(e).__name__])[0]
+    if "GatedRepoError" in kinds:
+        return errors.DownloadError(f"{spec.repo} is gated: its owner grants access\n"
+                                    "hint: accept its terms on its page, then set HF_TOKEN or run `hf auth login`")
+    if "RepositoryNotFoundError" in kinds:
+        return errors.ModelNotFound(f"the hub has no repository {spec.repo}, or it is private\n"
+                                    "hint: check the name; for a private one set HF_TOKEN or run `hf auth login`")
+    if kinds & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+        return errors.DownloadError(f"{spec.repo} is not on this machine, and the hub is not to be reached: {said}\n"
+                                    "hint: unset HF_HUB_OFFLINE and check the network, or give the path of a GGUF file")
+    return errors.DownloadError(f"{spec.repo} cannot be fetched: {said}\nhint: check the network (and HF_ENDPOINT, if it is set)")
