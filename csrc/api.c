@@ -2,6 +2,7 @@
    exports a symbol. */
 #include "pyllm.h"
 
+#include "base/bandwidth.h"
 #include "base/math.h"
 #include "base/threads.h"
 #include "engine/engine.h"
@@ -31,6 +32,12 @@ const char *pyllm_kernel_name(const char *level, int k) {
 }
 
 int pyllm_threads_default(void) { return threads_default(); }
+
+int pyllm_read_bandwidth(int n_threads, int64_t bytes, double *bytes_per_s, pyllm_error *err) {
+    NEED(n_threads >= 1 && n_threads <= 1024, "read_bandwidth: threads must be 1 to 1024");
+    NEED(bytes >= 1 << 20 && bytes_per_s, "read_bandwidth: at least 1 MB, and bytes_per_s must not be NULL");
+    return read_bandwidth(n_threads, bytes, bytes_per_s, err);
+}
 
 double pyllm_math_exp(double x) { COMPUTE(double, math_exp(x)); }
 double pyllm_math_log(double x) { COMPUTE(double, math_log(x)); }

@@ -49,6 +49,9 @@ const char *pyllm_cpu_level(void);
 const char *pyllm_kernel_name(const char *level, int k);
 /* Threads that a model gets by default: physical cores allowed by affinity mask and cgroup quota. */
 int pyllm_threads_default(void);
+/* Measures how many bytes a second n_threads workers (1 to 1024) read from memory together: the median of several passes over a
+   buffer of `bytes` (at least 1 MB; take several times the size of the caches), which is taken and given back. */
+int pyllm_read_bandwidth(int n_threads, int64_t bytes, double *bytes_per_s, pyllm_error *err);
 
 /* ---- deterministic mathematics (base/math): the only source of transcendental numbers on a tape -------------------- */
 double pyllm_math_exp(double x);

@@ -7,7 +7,8 @@ import os
 import reprlib
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -119,19 +120,26 @@ class LLM:
         self._check()
         tokens = self._ids(ids)
         out = np.empty((len(tokens), self._engine.n_vocab), np.float32)
+        at = 0
+        for block in self.logit_blocks(tokens):
+            out[at:at + len(block)] = block
+            at += len(block)
+        return out
+
+    def logit_blocks(self, ids: Sequence[int], start: int = 0) -> Iterator[NDArray[np.float32]]:
+        """The rows of `logits` from position `start` on, in blocks [at most 64, n_vocab]: all at once would be gigabytes for long texts."""
+        self._check()
+        tokens = self._ids(ids)
         seq = self._driver.call(self._open_seq)
         try:
-            for at in range(0, len(tokens), MAX_LOGITS):
+            for at in range(0, start, MAX_ROWS):
+                self._driver.call(partial(self._step_alone, seq, tokens[at:min(at + MAX_ROWS, start)], 0))
+            for at in range(start, len(tokens), MAX_LOGITS):
                 part = tokens[at:at + MAX_LOGITS]
-
-                def run(part: list[int] = part, at: int = at) -> None:
-                    n = self._step_alone(seq, part)
-                    out[at:at + n] = self._engine.logits[:n]
-
-                self._driver.call(run)
+                yield self._driver.call(partial(self._step_alone, seq, part, len(part)))
         finally:
-            self._driver.call(lambda: self._engine.close_seq(seq))
-        return out
+            if not self._closed:
+                self._driver.call(lambda: self._engine.close_seq(seq))
 
     # ---- text and tokens ----
 
@@ -265,12 +273,12 @@ class LLM:
             raise errors.ContextOverflow(len(tokens), self.ctx)
         return tokens
 
-    def _step_alone(self, seq: int, tokens: list[int]) -> int:
-        """A step beside the scheduler's; when pages run out, others give theirs."""
+    def _step_alone(self, seq: int, tokens: list[int], want: int) -> NDArray[np.float32]:
+        """A step beside the scheduler's, and the logits of its last `want` tokens; when pages run out, others give theirs."""
         self._engine.cancel(False)
         while True:
             try:
-                return self._engine.step([(seq, tokens, len(tokens))])
+                return self._engine.logits[:self._engine.step([(seq, tokens, want)])].copy()
             except errors.CacheFull:
                 if not self._driver.make_room():
                     raise

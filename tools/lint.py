@@ -19,11 +19,12 @@ ISA_FILES = ("csrc/base/cpu.c", "csrc/base/threads.c", "csrc/base/fpenv.c", "csr
 PY_LAYERS = [
     {"errors", "replies", "thinking", "memory", "stores", "_ffi"},
     {"_core"},
-    {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models"},
+    {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "bandwidth"},
     {"build", "hf", "hub", "ref"},
     {"engine", "chat", "catalogue", "describe", "generation"},
     {"driver", "session"},
-    {"llm", "perplexity"},
+    {"llm"},
+    {"perplexity", "selftest"},
     {"cli"},
 ]
 FORBIDDEN = (r"\b(abort|exit|_exit|_Exit|quick_exit|raise|kill|longjmp|assert|printf|vprintf|fprintf|puts|putchar|perror|system|popen|fork)"

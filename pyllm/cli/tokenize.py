@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     text = _stdin() if args.text == "-" else os.fsencode(args.text)
     ids = tokenizer.encode(text, add_special=not args.no_special, parse_special=not args.no_special)
     if args.json:
-        print_json([{"id": i, "piece": piece(tokenizer.token_bytes(i, special=True))} for i in ids])
+        print_json([{"id": i, "piece": tokenizer.token_bytes(i, special=True).decode("utf-8", "backslashreplace")} for i in ids])
     elif args.ids:
         print(" ".join(map(str, ids)))
     else:

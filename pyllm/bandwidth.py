@@ -1,0 +1,17 @@
+"""The machine's memory bandwidth, measured: decoding reads all weights for every token, so this is its limit."""
+
+from __future__ import annotations
+
+from . import memory
+from ._core import check, ffi, lib, new_error
+
+_MOST, _LEAST = 512 << 20, 64 << 20
+
+
+def read_bandwidth(threads: int | None = None) -> float:
+    """Bytes a second that `threads` (None: the physical cores) read from memory together; takes about a second. Raises OutOfMemory."""
+    out, err = ffi.new("double *"), new_error()
+    size = max(_LEAST, min(_MOST, memory.available() // 4))
+    check(lib.pyllm_read_bandwidth(threads or lib.pyllm_threads_default(), size, out, err), err)
+    rate: float = out[0]
+    return rate

@@ -1,0 +1,94 @@
+"""pyllm bench: prefill (pp) and decode (tg) speed, in tokens a second.
+
+Decoding reads all weights once for every token, so its share of the memory bandwidth, measured here with the same threads, says how
+close it is to what the machine allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ._options import add_json, add_kv, add_model, add_threads, model_file, whole, whole_list
+from ._output import note, print_json, size, styled, table_line
+
+if TYPE_CHECKING:
+    from ..llm import LLM
+
+HEAD = ("TEST", "TOKENS/S", "BANDWIDTH")
+WIDTHS = (16, 18, 9)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    numbers = whole_list(0, 1 << 24)
+    parser.add_argument("-p", "--prompt", type=numbers, default=[512], metavar="N,...", help="prompt lengths; 0: none (default: 512)")
+    parser.add_argument("-n", "--new", type=numbers, default=[128], metavar="N,...", help="numbers of new tokens; 0: none (default: 128)")
+    parser.add_argument("-d", "--depth", type=numbers, default=[0], metavar="N,...", help="tokens in the cache before each (default: 0)")
+    parser.add_argument("-r", "--reps", type=whole(1, 10_000), default=5, metavar="N", help="repetitions (default: 5)")
+    add_threads(parser)
+    add_kv(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import LLM
+    from ..bandwidth import read_bandwidth
+
+    tests = [(f"{kind}{n}", depth) for depth in args.depth for kind, ns in (("pp", args.prompt), ("tg", args.new)) for n in ns if n]
+    if not tests:
+        from ..errors import ArgumentError
+        raise ArgumentError("there is nothing to measure\nhint: -p 512, -n 128")
+    path = model_file(args.model)
+    ctx = max(args.depth) + max(*args.prompt, *args.new)
+    with LLM(path, ctx=ctx, threads=args.threads, kv=args.kv) as llm:
+        bandwidth = read_bandwidth(llm.threads)
+        if not args.json:
+            _print_head(llm, bandwidth)
+        rows = []
+        for row in _rows(llm, tests, args.reps, bandwidth):
+            rows.append(row)
+            if not args.json:
+                _print_row(row)
+    if args.json:
+        print_json(rows)
+    return 0
+
+
+def _rows(llm: LLM, tests: list[tuple[str, int]], reps: int, bandwidth: float) -> Iterator[dict[str, Any]]:
+    from ..build import tape_text
+    from ..describe import bytes_per_token
+    from ..gguf import GGUF
+
+    with GGUF(llm.path) as gguf:
+        weights = bytes_per_token(gguf, tape_text(gguf, llm.ctx))
+    for test, depth in tests:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"{_label(test, depth)} ...\r")
+            sys.stderr.flush()
+        llm.bench(test if test.startswith("pp") else "tg4", depth=0, reps=1)       # warm caches, clocks and threads
+        speeds = llm.bench(test, depth=depth, reps=reps)
+        mean = statistics.fmean(speeds)
+        yield {"test": test, "depth": depth, "tokens_per_s": mean, "stddev": statistics.stdev(speeds) if reps > 1 else 0.0, "reps": reps,
+               "threads": llm.threads, "isa": llm.level, "kv": llm.kv, "model": llm.path, "bytes_per_token": weights,
+               "read_bytes_per_s": bandwidth, "bandwidth_share": mean * weights / bandwidth if test.startswith("tg") else None}
+
+
+def _label(test: str, depth: int) -> str:
+    return f"{test} @ d{depth}" if depth else test
+
+
+def _print_head(llm: LLM, bandwidth: float) -> None:
+    info = llm.info
+    note(f"{info['name'] or info['path']}  {size(info['file_bytes'])}  {llm.level}, {llm.threads} thread{'s' if llm.threads > 1 else ''}, "
+         f"{llm.kv} KV cache, memory reads {size(bandwidth)}/s")
+    print(styled(table_line(HEAD, WIDTHS, right=(1, 2)), "bold"), flush=True)
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    share = row["bandwidth_share"]
+    cells = (_label(row["test"], row["depth"]), f"{row['tokens_per_s']:.2f} +- {row['stddev']:.2f}", "" if share is None else f"{share:.0%}")
+    print(table_line(cells, WIDTHS, right=(1, 2)), flush=True)
