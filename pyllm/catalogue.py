@@ -12,7 +12,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -72,7 +72,8 @@ def resolve(spec: str | None, progress: Progress | None = None) -> Path:
 
 def hub_spec(name: str) -> stores.RepoSpec | None:
     """The name as a repository's, unless it can only be meant as a path."""
-    if name.startswith(("ollama:", "./", "../")) or os.path.isdir(name) or (name.endswith(".gguf") and os.path.isdir(os.path.dirname(name))):
+    is_path = os.path.isdir(name) or (name.endswith(".gguf") and os.path.isdir(os.path.dirname(name)))
+    if is_path or name.startswith(("ollama:", "./", "../")):
         return None
     try:
         return stores.RepoSpec.parse(name)
@@ -192,10 +193,8 @@ def _largest(folder: Path) -> int:
     sizes = [0]
     for base, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(OSError):         # moved meanwhile
                 sizes.append(os.path.getsize(os.path.join(base, name)))
-            except OSError:         # moved meanwhile
-                pass
     return max(sizes)
 
 

@@ -41,12 +41,12 @@ def describe(path: str | os.PathLike[str]) -> Description:
     """Reads the header. Raises FileError or FormatError."""
     with GGUF(path) as gguf:
         mix = _mix(gguf)
-        file_type = gguf.kv.get("general.file_type")
+        file_type: Any = gguf.kv.get("general.file_type")
         ctx = gguf.kv.get(f"{gguf.architecture}.context_length")
         return Description(
             path=str(path), bytes=sum(p.stat().st_size for p in stores.part_paths(Path(path))), name=_text(gguf, "general.name"),
             architecture=gguf.architecture, n_params=sum(prod(t.shape) for t in gguf.tensors.values()),
-            quantization=FILE_TYPES.get(file_type, "") or next(iter(mix), "").upper() if isinstance(file_type, int | None) else "",
+            quantization=FILE_TYPES.get(file_type if isinstance(file_type, int) else -1) or next(iter(mix), "").upper(),
             mix=mix, n_ctx_train=ctx if isinstance(ctx, int) else None, has_template=bool(gguf.kv.get("tokenizer.chat_template")),
             license=_text(gguf, "general.license.name") or _text(gguf, "general.license"))
 

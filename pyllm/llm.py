@@ -278,7 +278,9 @@ class LLM:
         self._engine.cancel(False)
         while True:
             try:
-                return self._engine.logits[:self._engine.step([(seq, tokens, want)])].copy()
+                n = self._engine.step([(seq, tokens, want)])
+                logits: NDArray[np.float32] = self._engine.logits[:n].copy()
+                return logits
             except errors.CacheFull:
                 if not self._driver.make_room():
                     raise

@@ -17,7 +17,8 @@ from pathlib import Path
 OWN, HUB, LM_STUDIO, OLLAMA = "pyllm", "hub cache", "LM Studio", "Ollama"
 
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-_QUANT = re.compile(r"(?<![a-z0-9])(?:ud-)?(?:i?q[1-8]_\w+?|tq[12]_0|q[1-8]|bf16|fp?16|fp?32|mxfp4(?:_moe)?|nvfp4)(?![a-z0-9_])", re.IGNORECASE)
+_QUANT = re.compile(r"(?<![a-z0-9])(?:ud-)?(?:i?q[1-8]_\w+?|tq[12]_0|q[1-8]|bf16|fp?16|fp?32|mxfp4(?:_moe)?|nvfp4)(?![a-z0-9_])",
+                    re.IGNORECASE)
 _NOT_A_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)     # beside many models: image encoders, statistics for quantizers
 _REPO = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<quant>[\w.-]+)|/(?P<file>.+\.gguf))?")
 

@@ -90,5 +90,5 @@ def _print_head(llm: LLM, bandwidth: float) -> None:
 
 def _print_row(row: dict[str, Any]) -> None:
     share = row["bandwidth_share"]
-    cells = (_label(row["test"], row["depth"]), f"{row['tokens_per_s']:.2f} +- {row['stddev']:.2f}", "" if share is None else f"{share:.0%}")
-    print(table_line(cells, WIDTHS, right=(1, 2)), flush=True)
+    speed = f"{row['tokens_per_s']:.2f} +- {row['stddev']:.2f}"
+    print(table_line((_label(row["test"], row["depth"]), speed, "" if share is None else f"{share:.0%}"), WIDTHS, right=(1, 2)), flush=True)

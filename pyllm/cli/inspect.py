@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.tensors:
             wanted["metadata"] = {key: _value(gguf, key) for key in gguf.kv}
         if not args.metadata:
-            wanted["tensors"] = [{"name": name, "type": t.type, "shape": list(t.shape), "bytes": t.n_bytes} for name, t in gguf.tensors.items()]
+            wanted["tensors"] = [{"name": name, "type": t.type, "shape": list(t.shape), "bytes": t.n_bytes}
+                                 for name, t in gguf.tensors.items()]
     if args.json:
         print_json({"path": gguf.path, **wanted})
         return 0

@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     good = [row for row in rows if row["error"] is None]
     if good:
         print_table(("NAME", "SIZE", "QUANT", "ARCH", "PARAMS", "WHERE"),
-                    [(clean(r["name"]), size(r["bytes"]), clean(r["quantization"]), clean(r["architecture"]), count(r["n_params"]), r["where"])
-                     for r in good], right=(1, 4))
+                    [(clean(r["name"]), size(r["bytes"]), r["quantization"] or "-", clean(r["architecture"]) or "-", count(r["n_params"]),
+                      r["where"]) for r in good], right=(1, 4))
     for row in rows:
         if row["error"] is not None:
             note(f"cannot be read: {clean(row['name'])} ({row['where']}): {clean(row['error'].splitlines()[0])}")
