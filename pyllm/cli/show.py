@@ -58,9 +58,10 @@ def _print(facts: dict[str, Any]) -> None:
     if facts["runs"]:
         p = facts["plan"]
         fits = styled("fits", "green") if p["total_bytes"] <= p["available_bytes"] else styled("does not fit", "red")
+        parts = ", ".join(f"{size(p[key])} {what}" for key, what in
+                          (("weights_bytes", "weights"), ("kv_bytes", "KV cache"), ("work_bytes", "work space")))
         lines += [("KV cache", f"{size(facts['kv_bytes_per_token'])} a token ({p['kv']})"),
-                  ("memory", f"{size(p['total_bytes'])} at ctx {p['ctx']} ({size(p['weights_bytes'])} weights, {size(p['kv_bytes'])} KV cache, "
-                             f"{size(p['work_bytes'])} work space), {size(p['available_bytes'])} available: {fits}")]
+                  ("memory", f"{size(p['total_bytes'])} at ctx {p['ctx']} ({parts}), {size(p['available_bytes'])} available: {fits}")]
     else:
         lines.append(("runs", f"no: {facts['why_not'].splitlines()[0]}"))
     for name, value in lines:
