@@ -69,7 +69,7 @@ def _rows(llm: LLM, tests: list[tuple[str, int]], reps: int, bandwidth: float) -
         if sys.stderr.isatty():
             sys.stderr.write(f"{_label(test, depth)} ...\r")
             sys.stderr.flush()
-        llm.bench(test if test.startswith("pp") else "tg4", depth=0, reps=1)       # warm caches, clocks and threads
+        llm.bench(test if test.startswith("pp") else f"tg{min(int(test[2:]), 4)}", depth=0, reps=1)      # warm caches, clocks, threads
         speeds = llm.bench(test, depth=depth, reps=reps)
         mean = statistics.fmean(speeds)
         yield {"test": test, "depth": depth, "tokens_per_s": mean, "stddev": statistics.stdev(speeds) if reps > 1 else 0.0, "reps": reps,

@@ -59,13 +59,8 @@ def _tape(gguf: GGUF, as_json: bool) -> None:
 
 
 def _value(gguf: GGUF, key: str) -> Any:
-    """Plain Python, whole arrays included; None for an array of arrays, which nothing here reads."""
-    from ..errors import FormatError
-
-    try:
-        value = gguf.kv[key]
-    except FormatError:
-        return None
+    """Plain Python, whole arrays included."""
+    value = gguf.kv[key]
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -77,8 +72,6 @@ def _print_metadata(metadata: dict[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    if value is None:
-        return "(array of arrays)"
     if isinstance(value, list):
         shown = ", ".join(_short(v) for v in value[:SHOWN_ITEMS])
         return f"[{shown}, ...] ({len(value)} items)" if len(value) > SHOWN_ITEMS else f"[{shown}]"
