@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ._options import add_json, add_kv, add_model, add_threads, model_file, whole, whole_list
-from ._output import note, print_json, size, styled, table_line
+from ._output import clean, note, print_json, size, styled, table_line
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -83,8 +83,8 @@ def _label(test: str, depth: int) -> str:
 
 def _print_head(llm: LLM, bandwidth: float) -> None:
     info = llm.info
-    note(f"{info['name'] or info['path']}  {size(info['file_bytes'])}  {llm.level}, {llm.threads} thread{'s' if llm.threads > 1 else ''}, "
-         f"{llm.kv} KV cache, memory reads {size(bandwidth)}/s")
+    note(f"{clean(info['name'] or info['path'])}, {size(info['file_bytes'])}\n"
+         f"{llm.level}, {llm.threads} thread{'s' if llm.threads > 1 else ''}, {llm.kv} KV cache, memory reads {size(bandwidth)}/s")
     print(styled(table_line(HEAD, WIDTHS, right=(1, 2)), "bold"), flush=True)
 
 

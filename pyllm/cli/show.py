@@ -61,7 +61,7 @@ def _print(facts: dict[str, Any]) -> None:
         parts = ", ".join(f"{size(p[key])} {what}" for key, what in
                           (("weights_bytes", "weights"), ("kv_bytes", "KV cache"), ("work_bytes", "work space")))
         lines += [("KV cache", f"{size(facts['kv_bytes_per_token'])} a token ({p['kv']})"),
-                  ("memory", f"{size(p['total_bytes'])} at ctx {p['ctx']} ({parts}), {size(p['available_bytes'])} available: {fits}")]
+                  ("memory", f"{size(p['total_bytes'])} at ctx {p['ctx']}, {size(p['available_bytes'])} available: {fits}"), ("", parts)]
     else:
         lines.append(("runs", f"no: {facts['why_not'].splitlines()[0]}"))
     for name, value in lines:
