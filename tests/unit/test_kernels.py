@@ -1,4 +1,4 @@
-"""The kernel test (tests/kernels/kernel_test.h): built and run here; as other CPUs by tools/kernel_test.sh where emulators are installed."""
+"""The kernel test (tests/kernels/kernel_test.h), built and run here and, in the full lane, as other CPUs in emulators."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ with pyllm.LLM(sys.argv[1], ctx=4096) as llm:
 @pytest.mark.parametrize("name", ["smollm2", pytest.param("qwen2.5-coder-1.5b", marks=pytest.mark.models)])
 def test_peak_memory(name: str, tmp_path: Path) -> None:
     path = model_path(name)
-    out = subprocess.run([sys.executable, "-c", CODE, str(path)], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=300).stdout
+    command = [sys.executable, "-c", CODE, str(path)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=300).stdout
     tokens, kv, peak = json.loads(out)
     assert tokens == 64
     file = path.stat().st_size

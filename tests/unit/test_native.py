@@ -18,8 +18,8 @@ from pyllm._core import _NAME, ffi, lib
 LIBRARY = Path(pyllm.__file__).with_name(_NAME)
 HEADER = ROOT / "csrc/pyllm.h"
 # What would end, print into, or split the host process.
-FORBIDDEN = {"abort", "exit", "_exit", "_Exit", "quick_exit", "raise", "kill", "longjmp", "__assert_fail", "printf", "vprintf", "puts", "putchar",
-             "perror", "stdout", "stderr", "system", "popen", "fork"}
+FORBIDDEN = {"abort", "exit", "_exit", "_Exit", "quick_exit", "raise", "kill", "longjmp", "__assert_fail", "printf", "vprintf", "puts",
+             "putchar", "perror", "stdout", "stderr", "system", "popen", "fork"}
 
 
 def symbols(*flags: str) -> set[str]:

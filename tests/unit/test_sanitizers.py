@@ -22,8 +22,8 @@ def runtime(name: str) -> str:
 @pytest.mark.parametrize("sanitizers", PRELOAD)
 def test_many_clients(sanitizers: str, tmp_path: Path) -> None:
     env = build(tmp_path / "build", f"-fsanitize={sanitizers} -fno-sanitize-recover=undefined -O1 -g", f"-fsanitize={sanitizers}")
-    env |= {"LD_PRELOAD": runtime(PRELOAD[sanitizers]), "ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": f"suppressions={tmp_path}/suppressions",
-            "OPENBLAS_NUM_THREADS": "1"}
+    env |= {"LD_PRELOAD": runtime(PRELOAD[sanitizers]), "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1",
+            "TSAN_OPTIONS": f"suppressions={tmp_path}/suppressions"}
     # minijinja is built without the sanitizer, so its own locks are invisible.
     (tmp_path / "suppressions").write_text("called_from_lib:_lowlevel\nrace:_lowlevel\n")
     files = [str(golden_file(name, tmp_path)) for name in ("llama", "gemma3")]
