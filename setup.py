@@ -1,7 +1,8 @@
 """Builds csrc/ into one shared library, pyllm/libpyllm.so (.dylib, .dll), and the cffi declarations pyllm/_ffi.py.
 
 No Python headers are needed (cffi ABI mode), so one wheel py3-none-PLATFORM serves every Python. CC, PYLLM_CFLAGS and PYLLM_LDFLAGS are
-honoured; PYLLM_PLAT names the wheel's platform in a cross build. Objects are rebuilt when their command, source or a header changes.
+honoured; PYLLM_PLAT names the wheel's platform in a cross build. Objects are rebuilt when the compiler, their command, source or a header
+changes.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 try:
@@ -50,6 +54,14 @@ def write_ffi(header: Path, out: Path) -> None:
     ffi.emit_python_code(str(out))
 
 
+class FreshBuild(build):
+    """Starts from an empty package folder: a module or a library that an earlier build left there would ride along in the wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib) / "pyllm", ignore_errors=True)
+        super().run()
+
+
 class BuildLibrary(build_ext):
     """One shared library instead of an extension module."""
 
@@ -64,7 +76,7 @@ class BuildLibrary(build_ext):
         build = Path(self.build_temp) / "obj"
         build.mkdir(parents=True, exist_ok=True)
         headers = sorted(ROOT.glob("csrc/**/*.h")) + sorted(ROOT.glob("csrc/**/*.def"))
-        stamp = hashlib.sha256(b"".join(h.read_bytes() for h in headers)).hexdigest()
+        stamp = hashlib.sha256(target.encode() + b"".join(h.read_bytes() for h in headers)).hexdigest()
         base = [*CFLAGS, *self.missing_levels(), *shlex.split(os.environ.get("PYLLM_CFLAGS", ""))]
         jobs = [(src, build / (src.replace("/", "_") + ".o"), [*base, *flags]) for src in ext.sources
                 if (flags := self.flags(src)) is not None]
@@ -139,8 +151,10 @@ class PlatformWheel(bdist_wheel):
 
 
 os.chdir(ROOT)
+license_field = "license" if int(setuptools.__version__.split(".")[0]) < 77 else "license_expression"
 setup(
+    **{license_field: "MIT"},
     ext_modules=[Extension("pyllm._native", sources=sorted(str(p) for p in Path("csrc").glob("**/*.c")),
                            depends=sorted(str(p) for e in ("h", "def") for p in Path("csrc").glob(f"**/*.{e}")))],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    cmdclass={"build": FreshBuild, "build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )
