@@ -1,0 +1,47 @@
+#!/bin/sh
+# Cross-builds pyllm for aarch64 and runs its tests in an aarch64 Python under qemu-user, as an ARM Cortex-A53.
+#   tools/arm64_test.sh [arguments of pytest]       default: the bit-identity test of the tiny models
+# Needs Debian, gcc-aarch64-linux-gnu, qemu-user, and for $PYTHON (default .venv/bin/python) the packages of a build: setuptools, cffi.
+# The aarch64 Python (Debian's, unpacked, not installed) and its wheels are kept in build/arm64; remove that folder to fetch them again.
+# Tests that start a child Python cannot run here: the kernel does not know aarch64 programs.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+home=$PWD/build/arm64
+for tool in qemu-aarch64 aarch64-linux-gnu-gcc apt-get dpkg; do
+    command -v $tool >/dev/null || { echo "arm64_test: $tool is not installed; hint: apt install qemu-user gcc-aarch64-linux-gnu" >&2; exit 2; }
+done
+
+fetch_python() {    # into $home/root, with apt's state in a private folder
+    mkdir -p "$home/apt/lists/partial" "$home/apt/archives/partial" "$home/root.new"
+    : >"$home/apt/status"
+    set -- -q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State::Lists="$home/apt/lists" \
+        -o Dir::State::status="$home/apt/status" -o Dir::Cache::archives="$home/apt/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+    apt-get "$@" update >"$home/apt/log"
+    apt-get "$@" -y -d --no-install-recommends install python3 libstdc++6 libffi8 >>"$home/apt/log"
+    for package in "$home"/apt/archives/*.deb; do dpkg -x "$package" "$home/root.new"; done
+    mv "$home/root.new" "$home/root"
+}
+
+fetch_wheels() {    # what pyllm and these tests import, into $home/site
+    version=$(basename "$home"/root/usr/bin/python3.[0-9]*)
+    version=${version#python}
+    tags=
+    for glibc in 2_17 2_27 2_28; do tags="$tags --platform manylinux_${glibc}_aarch64"; done
+    # shellcheck disable=SC2086
+    "$python" -m pip download -q -d "$home/wheels" --only-binary=:all: --implementation cp --python-version "$version" \
+        --abi "cp$(echo "$version" | tr -d .)" --abi abi3 --abi none $tags --platform manylinux2014_aarch64 \
+        cffi numpy gguf sentencepiece minijinja pytest
+    "$python" -c 'import glob, sys, zipfile
+for wheel in glob.glob(sys.argv[1] + "/*.whl"): zipfile.ZipFile(wheel).extractall(sys.argv[2])' "$home/wheels" "$home/site.new"
+    mv "$home/site.new" "$home/site"
+}
+
+[ -d "$home/root" ] || fetch_python
+[ -d "$home/site" ] || fetch_wheels
+CC=aarch64-linux-gnu-gcc "$python" setup.py -q build --build-base "$home/build" --build-lib "$home/lib"
+[ $# -gt 0 ] || set -- tests/unit/test_bit_identity.py -k tiny
+# OPENBLAS_CORETYPE may name a CPU of this machine; PYTHONSAFEPATH: the checkout's pyllm has no library for ARM.
+unset OPENBLAS_CORETYPE
+PYTHONSAFEPATH=1 PYTHONPATH="$home/lib:$home/site" exec qemu-aarch64 -L "$home/root" -cpu cortex-a53 \
+    "$home"/root/usr/bin/python3.[0-9]* -m pytest -p no:cacheprovider "$@"
