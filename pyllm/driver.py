@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ class Driver:
 
     def __init__(self, engine: Engine, evict: Callable[[], bool]) -> None:
         self._engine, self._evict = engine, evict
-        self._work = threading.Condition()
+        self._work, self._pid = threading.Condition(), os.getpid()
         self._jobs: list[Callable[[], None]] = []
         self._generations: dict[Task, Generation] = {}
         self._closing = False
@@ -28,14 +29,24 @@ class Driver:
         self._thread = threading.Thread(target=self._run, name="pyllm-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, g: Generation) -> None:
+    def submit(self, g: Generation, prepare: Callable[[], None] | None = None) -> None:
+        """prepare() runs on the engine's thread just before the request joins: nothing comes between the two."""
         def add() -> None:
+            if prepare is not None:
+                prepare()
             self._generations[g.task] = g
             self._scheduler.add(g.task)
-        self._post(add)
+        self.post(add)
+
+    def wait(self, g: Generation) -> None:
+        """Returns when the engine has let go of a request. At once on its own thread, where a collected object may end up, and after a fork."""
+        if threading.current_thread() is not self._thread and self._pid == os.getpid():
+            g.released.wait()
 
     def cancel(self, g: Generation) -> None:
-        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed."""
+        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed, and after a fork."""
+        if self._pid != os.getpid():        # the lock may have been held when the process forked
+            return
         with self._work:
             if self._closing:
                 return
@@ -60,7 +71,7 @@ class Driver:
                 box[1] = e
             done.set()
 
-        self._post(job)
+        self.post(job)
         done.wait()
         if box[1] is not None:
             raise box[1]
@@ -76,7 +87,10 @@ class Driver:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _post(self, job: Callable[[], None]) -> None:
+    def post(self, job: Callable[[], None]) -> None:
+        """Runs job on the engine's thread, between two steps. Raises Closed."""
+        if self._pid != os.getpid():
+            raise errors.ForkedProcess("this model was loaded before a fork\nhint: load it in the child process")
         with self._work:
             if self._closing:
                 raise errors.Closed("the model is closed")

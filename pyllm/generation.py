@@ -49,10 +49,10 @@ class Generation:
     """Driver side: `accept` per token, `fail`. Consumer side: iteration, `cancel`, `reply`."""
 
     def __init__(self, prompt: list[int], options: Options, tokenizer: Tokenizer, sampler: Sampler, ctx: int,
-                 on_cancel: Callable[[Generation], None], *, splitter: ReasoningSplitter | None, seq: int | None = None,
-                 cached: int = 0, keep_seq: bool = False) -> None:
-        self.task = Task(list(prompt), seq, cached)
-        self.n_prompt, self.cached = len(prompt), cached
+                 on_cancel: Callable[[Generation], None], *, splitter: ReasoningSplitter | None,
+                 keep_seq: bool = False) -> None:
+        self.task = Task(list(prompt))
+        self.n_prompt, self.cached = len(prompt), 0
         self.keep_seq = keep_seq        # the sequence belongs to a session
         self.cancelled = self.ended = False
         self.released = threading.Event()       # the engine holds nothing of it any more
@@ -72,6 +72,11 @@ class Generation:
         sampler.accept(prompt)
 
     # ---- driver side ----
+
+    def resume(self, seq: int | None, cached: int) -> None:
+        """Goes on in a sequence that already holds the first `cached` tokens of the prompt."""
+        self.task.seq = seq
+        self.task.done = self.cached = cached
 
     def begin(self) -> None:
         """Its first step is about to run."""

@@ -76,7 +76,7 @@ class LLM:
             self._padding = range(self.tokenizer.n_vocab, self._engine.n_vocab)     # rows without a token can't be chosen
         else:
             self._padding = range(0)
-        self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
+        self._slots: set[Slot] = set()      # of sessions; only the engine's thread touches it
         evict = weakref.WeakMethod(self._evict)     # the engine's thread must not keep a model alive that its owner forgot
         self._driver = Driver(self._engine, lambda: (method := evict()) is not None and method())
         _open_models.add(self)
@@ -251,15 +251,18 @@ class LLM:
             bias = dict.fromkeys(self._padding, float("-inf")) | dict(options.logit_bias or {})
             options = Options(**{**options.__dict__, "logit_bias": bias})
         sampler = Sampler(options, self.tokenizer, self._engine.n_vocab)
-        seq, cached = (None, 0) if slot is None else self._driver.call(lambda: slot.resume(self._engine, ids))
         g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel,
                        splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None,
-                       seq=seq, cached=cached, keep_seq=slot is not None)
+                       keep_seq=slot is not None)
         if len(ids) == self.ctx:
             g.finish_full()
         else:
-            self._driver.submit(g)
+            self._driver.submit(g, None if slot is None else lambda: self._lend(slot, g))
         return g
+
+    def _lend(self, slot: Slot, g: Generation) -> None:
+        self._slots.add(slot)
+        slot.lend(self._engine, g)
 
     def _ids(self, ids: Sequence[int]) -> list[int]:
         try:

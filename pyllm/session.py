@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import struct
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import errors
@@ -23,7 +25,7 @@ _MAGIC = b"PYLLMCHAT1\n"
 
 
 class Slot:
-    """A sequence of the engine and the tokens that it holds; only the engine's thread touches them while a request runs."""
+    """A sequence of the engine and the tokens that it holds. Only the engine's thread touches it."""
 
     def __init__(self) -> None:
         self.seq: int | None = None
@@ -44,18 +46,17 @@ class Slot:
             self.seq, self.tokens, self.generation = g.task.seq, g.task.tokens[:g.task.done], None
         self.used = time.monotonic()
 
-    def resume(self, engine: Engine, ids: Sequence[int]) -> tuple[int | None, int]:
-        """(sequence, tokens of ids that it holds): cuts the cache to the common beginning; the last token always runs again."""
+    def lend(self, engine: Engine, g: Generation) -> None:
+        """Gives its sequence to a request, cut to the beginning that they share; the last token of a prompt always runs again."""
         self.settle()
-        if self.seq is None:
-            return None, 0
-        n = 0
-        while n < min(len(ids) - 1, len(self.tokens)) and ids[n] == self.tokens[n]:
+        ids, n = g.task.tokens, 0
+        while self.seq is not None and n < min(len(ids) - 1, len(self.tokens)) and ids[n] == self.tokens[n]:
             n += 1
-        if not engine.truncate(self.seq, n):
+        if self.seq is not None and not engine.truncate(self.seq, n):
             n = 0
             engine.truncate(self.seq, 0)
-        return self.seq, n
+        g.resume(self.seq, n)
+        self.generation = g
 
     def drop(self, engine: Engine) -> None:
         self.settle()
@@ -65,12 +66,14 @@ class Slot:
 
 
 class Session:
-    """messages is the conversation so far; chat and stream add a turn of the user and the answer. One thread at a time."""
+    """messages is the conversation so far; chat and stream add a turn of the user and the answer. One thread at a time; every call first
+    ends an answer that is still being written. A session that is forgotten gives its KV cache back like a closed one."""
 
     def __init__(self, llm: LLM, messages: Sequence[Mapping[str, Any]] = ()) -> None:
         self._llm, self._slot = llm, Slot()
+        self._generation: Generation | None = None
+        self._stream: weakref.ref[SessionStream] | None = None      # a stream keeps its session, not the other way round
         self.messages: list[dict[str, Any]] = [dict(m) for m in messages]
-        llm._slots.add(self._slot)
 
     def chat(self, text: str, **options: Any) -> Reply:
         """The answer to the user's next message."""
@@ -80,87 +83,108 @@ class Session:
         return stream.reply
 
     def stream(self, text: str, **options: Any) -> SessionStream:
-        """As chat, piece by piece. The turn enters `messages` when the stream ends, also with what a cancelled one has said."""
+        """As chat, piece by piece. The turn enters `messages` when the stream ends, also with what a cancelled one has said; an answer
+        that fails, or is cancelled before its first word, leaves them as they were."""
+        self._end_answer()
         return self._run([*self.messages, {"role": "user", "content": text}], options)
 
     def regenerate(self, **options: Any) -> SessionStream:
         """Another answer to the last message of the user."""
-        messages = list(self.messages)
-        while messages and messages[-1]["role"] != "user":
-            messages.pop()
-        if not messages:
-            raise errors.ArgumentError("there is no message to answer again")
-        return self._run(messages, options)
+        self._end_answer()
+        return self._run(self.messages[:self._last_question() + 1], options)
 
     def _run(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> SessionStream:
-        if self._slot.generation is not None and not self._slot.generation.released.is_set():
-            self._slot.generation.cancel()
-            self._slot.generation.released.wait()
         ids = self._llm.prompt_ids(messages)
         g = self._llm._submit(ids, Options.make(options), chat=True, slot=self._slot)
-        self._slot.generation = g
-        return SessionStream(self, g, messages)
+        stream = SessionStream(self, g, messages)
+        self._generation, self._stream = g, weakref.ref(stream)
+        return stream
 
-    def undo(self) -> None:
-        """Takes the last turn (question and answer) back."""
-        while self.messages and self.messages.pop()["role"] != "user":
-            pass
+    def _end_answer(self) -> None:
+        """Stops what is still being written; returns when the engine has let go of it."""
+        stream = self._stream and self._stream()
+        if stream is not None:
+            stream.close()
+        if self._generation is not None:
+            self._generation.cancel()
+            self._llm._driver.wait(self._generation)
+            self._generation = None
+
+    def _last_question(self) -> int:
+        """Index of the last message of the user. Raises ArgumentError if there is none."""
+        for i in range(len(self.messages) - 1, -1, -1):
+            if self.messages[i].get("role") == "user":
+                return i
+        raise errors.ArgumentError("the conversation has no message of the user")
+
+    def undo(self) -> str:
+        """Takes the last turn (question and answer) back and returns the question. Raises ArgumentError if there is none."""
+        self._end_answer()
+        at = self._last_question()
+        question: str = self.messages[at]["content"]
+        self.messages = self.messages[:at]
+        return question
 
     def clear(self) -> None:
         """Forgets everything but a system message."""
-        self.messages = [m for m in self.messages[:1] if m["role"] == "system"]
+        self._end_answer()
+        self.messages = [m for m in self.messages[:1] if m.get("role") == "system"]
+
+    @property
+    def system(self) -> str | None:
+        """The system message; None: there is none."""
+        first = self.messages[0] if self.messages else {}
+        return first["content"] if first.get("role") == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._end_answer()
+        rest = self.messages[self.system is not None:]
+        self.messages = rest if text is None else [{"role": "system", "content": text}, *rest]
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in the KV cache."""
-        g = self._slot.generation
-        return len(g.task.tokens) if g is not None else len(self._slot.tokens)
+        """Tokens that the conversation takes of the context."""
+        return len(self._llm.prompt_ids(self.messages, add_generation_prompt=False)) if self.messages else 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Messages and KV cache to a file (temporary name, synced, renamed)."""
+        self._end_answer()
         llm, slot = self._llm, self._slot
 
         def snapshot() -> tuple[list[int], bytes]:
             slot.settle()
             return slot.tokens, b"" if slot.seq is None else llm._engine.save(slot.seq)
 
-        if slot.generation is not None:
-            slot.generation.released.wait()
         tokens, state = llm._driver.call(snapshot)
-        head = json.dumps({"messages": self.messages, "tokens": tokens}).encode()
+        try:
+            head = json.dumps({"messages": self.messages, "tokens": tokens}).encode()
+        except (TypeError, ValueError) as e:
+            raise errors.ArgumentError(f"the messages cannot be saved: {e}") from None
+        body = struct.pack("<QQ", len(head), len(state)) + head + state
         temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as f:
-                body = struct.pack("<QQ", len(head), len(state)) + head + state
                 f.write(_MAGIC + hashlib.sha256(body).digest() + body)
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(temporary, path)
         except OSError as e:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
             raise errors.FileError(f"the session cannot be saved to {path}: {e.strerror}") from e
+        finally:
+            with contextlib.suppress(OSError):      # gone, unless the writing failed
+                os.unlink(temporary)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on from a saved session; a damaged or foreign file raises StateError and changes nothing."""
+        head, state = _read(path)
         try:
-            with open(path, "rb") as f:
-                data = f.read()
-        except OSError as e:
-            raise errors.FileError(f"{path}: {e.strerror}") from e
-        start = len(_MAGIC) + 32
-        begin = start + 16
-        if not data.startswith(_MAGIC) or len(data) < begin:
-            raise errors.StateError(f"{path} is not a saved session")
-        head, state = struct.unpack_from("<QQ", data, start)
-        if hashlib.sha256(data[start:]).digest() != data[len(_MAGIC):start] or len(data) != begin + head + state:
-            raise errors.StateError(f"{path} is damaged: its checksum does not match\nhint: start a new conversation")
-        try:
-            saved = json.loads(data[begin:begin + head])
-            messages, tokens = list(saved["messages"]), [int(t) for t in saved["tokens"]]
-        except (ValueError, KeyError, TypeError) as e:
+            saved = json.loads(head)
+            messages, tokens = [_message(m) for m in saved["messages"]], [int(t) for t in saved["tokens"]]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
             raise errors.StateError(f"{path} is damaged: {e}") from None
-        self._llm._driver.call(lambda: self._restore(tokens, data[begin + head:]))
+        self._end_answer()
+        self._llm._driver.call(lambda: self._restore(tokens, state))
         self.messages = messages
 
     def _restore(self, tokens: list[int], state: bytes) -> None:
@@ -168,7 +192,7 @@ class Session:
         seq = llm._open_seq()
         try:
             if state:
-                llm._engine.restore(seq, state)
+                self._fill(seq, state)
             if llm._engine.length(seq) != len(tokens):
                 raise errors.StateError("the saved session's tokens do not fit its cache")
         except errors.Error:
@@ -176,21 +200,66 @@ class Session:
             raise
         slot.drop(llm._engine)
         slot.seq, slot.tokens = seq, tokens
+        llm._slots.add(slot)
+
+    def _fill(self, seq: int, state: bytes) -> None:
+        """Restores the cache; when pages run out, others give theirs, this session's old ones among them."""
+        while True:
+            try:
+                return self._llm._engine.restore(seq, state)
+            except errors.CacheFull:
+                if not self._llm._driver.make_room():
+                    raise
 
     def close(self) -> None:
         """Gives the KV cache back."""
-        slot, llm = self._slot, self._llm
-        if slot.generation is not None:
-            slot.generation.cancel()
-            slot.generation.released.wait()
-        if not llm._closed:
-            llm._driver.call(lambda: slot.drop(llm._engine))
+        self._end_answer()
+        with contextlib.suppress(errors.Closed):
+            self._llm._driver.call(self._forgetting())
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(errors.Closed, errors.ForkedProcess):
+            self._llm._driver.post(self._forgetting())
+
+    def _forgetting(self) -> Callable[[], None]:
+        """The engine's thread gives the sequence back; what it runs must not keep the model or this session alive."""
+        engine, slots, slot = self._llm._engine, self._llm._slots, self._slot
+
+        def forget() -> None:
+            slot.drop(engine)
+            slots.discard(slot)
+        return forget
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes]:
+    """(head, state) of a saved session, checked. Only files that say what they are get read as a whole."""
+    try:
+        with open(path, "rb") as f:
+            begin = f.read(len(_MAGIC) + 48)
+            if not begin.startswith(_MAGIC) or len(begin) < len(_MAGIC) + 48:
+                raise errors.StateError(f"{path} is not a saved session")
+            n_head, n_state = struct.unpack("<QQ", begin[-16:])
+            whole = os.fstat(f.fileno()).st_size == len(begin) + n_head + n_state
+            head, state = (f.read(n_head), f.read(n_state)) if whole else (b"", b"")
+    except OSError as e:
+        if isinstance(e, errors.Error):
+            raise
+        raise errors.FileError(f"{path}: {e.strerror}") from e
+    if not whole or hashlib.sha256(begin[-16:] + head + state).digest() != begin[len(_MAGIC):-16]:
+        raise errors.StateError(f"{path} is damaged: its checksum does not match\nhint: start a new conversation")
+    return head, state
+
+
+def _message(saved: Any) -> dict[str, Any]:
+    if not isinstance(saved, dict) or not isinstance(saved["role"], str):
+        raise ValueError("a message is not one")
+    return saved
 
 
 class SessionStream(Stream):
@@ -199,13 +268,21 @@ class SessionStream(Stream):
     def __init__(self, session: Session, generation: Generation, messages: list[dict[str, Any]]) -> None:
         super().__init__(generation, session)
         self._session, self._messages = session, messages
+        self._open = True
 
     def close(self) -> None:
         super().close()
-        g, messages = self._generation, self._messages
-        if messages is None:
+        if not self._open:
             return
-        self._messages = None  # type: ignore[assignment]
-        g.released.wait(10)
-        said = g.reply.text if g.reply is not None else ""
-        self._session.messages = [*messages, {"role": "assistant", "content": said}]
+        self._session._llm._driver.wait(self._generation)
+        self._open = False
+        reply = self._generation.reply
+        if reply is None or (reply.finish_reason == "cancelled" and not reply.text and not reply.reasoning):
+            return
+        answer = {"role": "assistant", "content": reply.text}
+        if reply.reasoning:
+            answer["reasoning"] = reply.reasoning
+        self._session.messages = [*self._messages, answer]
+
+    def __del__(self) -> None:
+        self._generation.cancel()       # nobody has read it to an end: there is no turn to keep
