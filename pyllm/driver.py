@@ -39,12 +39,12 @@ class Driver:
         self.post(add)
 
     def wait(self, g: Generation) -> None:
-        """Returns when the engine has let go of a request. At once on its own thread, where a collected object may end up, and after a fork."""
+        """Returns when the engine has let go of a request; at once after a fork and on its own thread, where a collected object may end."""
         if threading.current_thread() is not self._thread and self._pid == os.getpid():
             g.released.wait()
 
     def cancel(self, g: Generation) -> None:
-        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed, and after a fork."""
+        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed or after a fork."""
         if self._pid != os.getpid():        # the lock may have been held when the process forked
             return
         with self._work:

@@ -118,8 +118,12 @@ class Stream:
             raise errors.ArgumentError("the stream has not ended\nhint: iterate to the end first")
         return self._generation.reply
 
-    def close(self) -> None:
+    def cancel(self) -> None:
+        """From any thread or a signal handler: the iteration ends soon, with what has been said until then."""
         self._generation.cancel()
+
+    def close(self) -> None:
+        self.cancel()
 
     def __enter__(self) -> Stream:
         return self

@@ -102,7 +102,7 @@ class Session:
 
     def _end_answer(self) -> None:
         """Stops what is still being written; returns when the engine has let go of it."""
-        stream = self._stream and self._stream()
+        stream = None if self._stream is None else self._stream()
         if stream is not None:
             stream.close()
         if self._generation is not None:
@@ -235,6 +235,15 @@ class Session:
             slot.drop(engine)
             slots.discard(slot)
         return forget
+
+
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a saved session (by its first bytes)."""
+    try:
+        with open(path, "rb") as f:
+            return f.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes]:

@@ -64,7 +64,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog=f"pyllm {name}", description=COMMANDS[name][1].capitalize() + ".", allow_abbrev=False)
     module.add(parser)
     parser.set_defaults(command=module.run)
-    return parser.parse_args(argv[1:])
+    return parser.parse_intermixed_args(argv[1:])    # options may stand between words
 
 
 def main(argv: list[str] | None = None) -> int:

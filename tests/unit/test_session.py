@@ -114,7 +114,7 @@ def test_load_during_an_answer(llm: pyllm.LLM, tmp_path: Path) -> None:
         left = s.stream("Tell me a very long story.", temperature=0)
         next(iter(left))
         s.load(tmp_path / "talk")
-        assert [m["content"] for m in s.messages][0] == "Say hi." and len(s.messages) == 2
+        assert s.messages[0]["content"] == "Say hi." and len(s.messages) == 2
         assert s.chat("Go on.", **GREEDY).tokens
 
 
