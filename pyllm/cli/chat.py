@@ -39,6 +39,8 @@ class Chat:
         self._tries = 0                 # how often the last message was answered again
         self._draft = ""                # a message that could not be sent: the next line begins with it
         self._counted: tuple[list[dict[str, Any]] | None, int] = (None, 0)      # messages and their tokens
+        self._stream: Stream | None = None      # the answer that is being written
+        self._pressed = False           # Ctrl-C, since the message was sent
         self._reader = make_reader(self._toolbar, complete)
 
     def run(self) -> int:
@@ -50,7 +52,6 @@ class Chat:
             try:
                 text = self._reader.read(draft)
             except EOFError:
-                self.say("")
                 return 0
             except Interrupted as e:
                 if armed and not e.text:
@@ -60,7 +61,8 @@ class Chat:
                 continue
             armed = False
             try:
-                self._take(text)
+                with self._interruptible():
+                    self._take(text)
             except Leave:
                 return 0
             except errors.Error as e:
@@ -127,11 +129,15 @@ class Chat:
 
     def _answer(self, stream: SessionStream) -> None:
         display = make_display(sys.stdout)
+        self._stream = stream
+        if self._pressed:
+            stream.cancel()
         try:
-            with stops(stream):
+            with silent_keys():
                 for chunk in stream:
                     display.feed(chunk)
         finally:
+            self._stream = None
             display.finish()
         self.last = stream.reply
         if self.last.finish_reason == "cancelled":
@@ -140,6 +146,24 @@ class Chat:
             self.say("(cut off: this was the longest answer, see /set max_tokens)")
         elif self.last.finish_reason == "length":
             self.say("(cut off: the context is full; /undo or /clear makes room, --ctx N starts with more)")
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Inside, Ctrl-C ends the answer, which keeps what was said; a second one raises KeyboardInterrupt."""
+        self._pressed = False
+
+        def press(signum: int, frame: FrameType | None) -> None:
+            if self._pressed:
+                raise KeyboardInterrupt
+            self._pressed = True
+            if self._stream is not None:
+                self._stream.cancel()
+
+        before = signal.signal(signal.SIGINT, press)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _explain(self, error: errors.Error) -> None:
         hint = "/undo or /clear makes room, --ctx N starts with more" if isinstance(error, errors.ContextOverflow) else error.hint
@@ -156,19 +180,16 @@ def with_files(message: str, files: list[tuple[str, str]]) -> str:
 
 
 @contextmanager
-def stops(stream: Stream) -> Iterator[None]:
-    """Inside, Ctrl-C ends the stream, which keeps what was said; a second one raises KeyboardInterrupt."""
-    pressed = False
+def silent_keys() -> Iterator[None]:
+    """Inside, the terminal does not echo keys into the answer; what is typed meanwhile is in the next line."""
+    if find_spec("termios") is None or not sys.stdin.isatty():
+        yield
+        return
+    import termios
 
-    def press(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        stream.cancel()
-
-    before = signal.signal(signal.SIGINT, press)
+    before = termios.tcgetattr(sys.stdin)
     try:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], before[3] & ~termios.ECHO, *before[4:]])
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)

@@ -150,9 +150,24 @@ def _show(chat: Chat, argument: str) -> None:
 
 
 def _read(chat: Chat, argument: str) -> None:
-    path = os.path.expanduser(argument)
     if not argument:
-        raise errors.ArgumentError("/read takes the name of a file")
+        chat.attachments.clear()
+        chat.say("no file goes with your next message")
+        return
+    path = os.path.expanduser(argument)
+    text = _text_of(path, argument)
+    n = len(chat.llm.tokenize(text, add_special=False))
+    waiting = sum(len(chat.llm.tokenize(t, add_special=False)) for _, t in chat.attachments)
+    room = max(chat.llm.ctx - chat.used - waiting, 0)
+    if n >= room:
+        raise errors.ArgumentError(f"{argument} has {n:,} tokens, the context has room for {room:,}\n"
+                                   "hint: /clear makes room, --ctx N starts with more")
+    name = os.path.basename(path)
+    chat.attachments.append((name, text))
+    chat.say(f"{name}: {n:,} tokens go with your next message")
+
+
+def _text_of(path: str, argument: str) -> str:
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             raise errors.FileError(f"{argument} is not a file")
@@ -166,13 +181,7 @@ def _read(chat: Chat, argument: str) -> None:
         raise errors.ArgumentError(f"{argument} has more than {size(MAX_FILE)}\nhint: read a part of it")
     if b"\0" in data:
         raise errors.ArgumentError(f"{argument} is not a text")
-    text = data.decode("utf-8", "replace").removeprefix("\ufeff")
-    n, room = len(chat.llm.tokenize(text, add_special=False)), chat.llm.ctx - chat.used
-    if n >= room:
-        raise errors.ArgumentError(f"{argument} has {n:,} tokens, the context has room for {max(room, 0):,}\n"
-                                   "hint: /clear makes room, --ctx N starts with more")
-    chat.attachments.append((os.path.basename(path), text))
-    chat.say(f"{argument}: {n:,} tokens go with your next message")
+    return data.decode("utf-8", "replace").removeprefix("\ufeff")
 
 
 def _save(chat: Chat, argument: str) -> None:
@@ -182,7 +191,7 @@ def _save(chat: Chat, argument: str) -> None:
     if os.path.exists(path) and not is_saved(path):
         raise errors.FileError(f"{argument} exists and is not a saved conversation\nhint: choose another name")
     chat.session.save(path)
-    chat.say(f"saved to {argument} ({size(os.path.getsize(path))}); /load {argument} goes on from here")
+    chat.say(f"saved {size(os.path.getsize(path))}; /load goes on from here, also another day")
 
 
 def _load(chat: Chat, argument: str) -> None:
@@ -215,7 +224,7 @@ COMMANDS = {
     "set": Command("[NAME VALUE]", "show or change settings: temp, seed, max_tokens, ...", _set),
     "system": Command("[TEXT]", "show or change the system message; none removes it", _system),
     "show": Command("", "model, settings and context", _show),
-    "read": Command("FILE", "add a file's text to your next message", _read),
+    "read": Command("[FILE]", "add a file's text to your next message; without FILE: none", _read),
     "save": Command("FILE", "save the conversation", _save),
     "load": Command("FILE", "go on with a saved conversation", _load),
     "stats": Command("", "speed and size of the last answer", _stats),

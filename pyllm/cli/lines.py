@@ -64,8 +64,9 @@ class PlainReader:
                     text += "\n"
                 else:
                     return text
-        except KeyboardInterrupt:
-            raise Interrupted(text) from None
+        except (KeyboardInterrupt, EOFError) as e:
+            print()                     # the cursor is still in the line that was left
+            raise (Interrupted(text) if isinstance(e, KeyboardInterrupt) else e) from None
 
 
 class PromptReader:

@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
 # ---- which words are what ----
 
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/(?=[\w.:-]*[\d.:_-])[A-Za-z0-9][\w.-]*(:[\w.-]+)?")     # user/repo[:QUANT], but not and/or
+# user/repo[:QUANT], but not and/or
+_HUB = re.compile(r"(?=[\w.-]*[A-Za-z])[A-Za-z0-9][\w.-]*/(?=[\w.:-]*[\d.:_-])[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 
 def split_words(words: Sequence[str], model: str | None) -> tuple[str | None, list[str]]:

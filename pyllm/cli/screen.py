@@ -35,16 +35,16 @@ def wrap(text: str, columns: int) -> list[str]:
 def _wrap_line(line: str, columns: int) -> list[str]:
     if len(line) <= columns and line.isascii():
         return [line]
-    pieces, start, used, space = [], 0, 0, 0        # space: index behind the last space of this piece
+    pieces, start, used, space, full = [], 0, 0, 0, False       # space: index behind the last space of this piece
     for i, char in enumerate(line):
         w = width(char)
-        if used + w > columns and i > start:
-            if char == " ":                         # not seen at the end of a row, and not the beginning of the next one
-                space = i + 1
-                continue
+        if char == " " and used + w > columns:      # not seen at the end of a row, and not the beginning of the next one
+            space, full = i + 1, True
+            continue
+        while i > start and (full or used + w > columns):
             cut = space if space > start else i
             pieces.append(line[start:cut].rstrip(" "))
-            start = cut
+            start, full = cut, False
             used = sum(width(c) for c in line[start:i])
         used += w
         if char == " ":
