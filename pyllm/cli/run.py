@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 N = TypeVar("N", int, float)
 
 EPILOG = """\
-The first word is the model if it is the path of a GGUF file, the name of a
-known model (pyllm list) or user/repo. Otherwise all words are the prompt, for
+The first word is the model if it is the path of a GGUF file, a name that
+pyllm list shows, or user/repo of the hub. Otherwise all words are the prompt, for
 the demo model smollm2, which is fetched by itself the first time. --model
 names it beyond doubt.
 
@@ -116,6 +116,7 @@ def split_words(words: Sequence[str], model: str | None) -> tuple[str | None, li
 
 def names_model(word: str, alone: bool) -> bool:
     """Whether the first word is meant as a model, also one that does not exist. alone: nothing follows."""
+    from .. import stores
     from ..catalogue import CATALOGUE
 
     try:
@@ -128,7 +129,9 @@ def names_model(word: str, alone: bool) -> bool:
         return True
     if re.search(r"\s", word):
         return False
-    return bool(re.match(r"(/|~/|\.\.?/)", word) or _HUB.fullmatch(word) or get_close_matches(word.lower(), CATALOGUE, 1, 0.8))
+    if re.match(r"(/|~/|\.\.?/|ollama:)", word) or _HUB.fullmatch(word):
+        return True
+    return bool(get_close_matches(word.lower(), CATALOGUE, 1, 0.8)) or stores.find(word) is not None
 
 
 def is_gguf(path: str) -> bool:
