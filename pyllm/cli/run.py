@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
+from ._options import add_kv, add_threads, whole
 from ._output import has_colour, note, progress, styled
 from .screen import safe
 
@@ -71,10 +72,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     for option, (name, metavar, kind, low, high, text) in SAMPLING.items():
         flags = ["-n", "--max-tokens"] if option == "max-tokens" else [f"--{option}"]
         parser.add_argument(*flags, dest=name, type=number(kind, low, high), metavar=metavar, help=text)
-    parser.add_argument("--ctx", type=number(int, 1, 1 << 24), metavar="N",
+    parser.add_argument("--ctx", type=whole(1, 1 << 24), metavar="N",
                         help="tokens of the whole conversation (default: what the model knows and half of the free memory holds)")
-    parser.add_argument("--threads", type=number(int, 1, 1024), metavar="N", help="default: the physical cores")
-    parser.add_argument("--kv", choices=("f16", "f32", "q8_0"), default="f16", help="type of the KV cache (default f16)")
+    add_threads(parser)
+    add_kv(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message: how the model shall behave")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's own")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
@@ -222,5 +223,5 @@ def summary(reply: Reply, seed: int) -> str:
     """A line about an answer, for people."""
     parts = [f"{len(reply.tokens)} tokens", f"{reply.timings.predicted_per_s:.0f} tokens/s", f"seed {seed}"]
     if reply.finish_reason == "length":
-        parts.append("cut off: the longest answer (-n) or the end of the context (--ctx) was reached")
+        parts.append("cut off (-n, --ctx)")
     return " · ".join(parts)
