@@ -102,8 +102,13 @@ class GGUF:
         return name if isinstance(name, str) else ""
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A tensor's values as float32, numpy order: the contiguous dimension last."""
+        """A tensor's values as float32, numpy order: the contiguous dimension last. Raises UnsupportedModel for unknown tensor types."""
+        if name not in self.tensors:
+            raise errors.ArgumentError(f"{self.path}: there is no tensor {name!r}")
         info, raw, err = self.tensors[name], ffi.new("pyllm_tensor *"), new_error()
+        if info.type.startswith("type "):
+            raise errors.UnsupportedModel(f"{self.path}: tensor {name} has {info.type}, which this build does not know\n"
+                                          "hint: a newer version may read it, or requantize the model")
         lib.pyllm_gguf_tensor(self.handle, info.id, raw)
         data = bytearray(info.n_bytes)
         out = np.empty(tuple(reversed(info.shape)), np.float32)
