@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import errors
 from ._core import check, ffi, lib, new_error
+from .gguf import GGUF
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 MAX_ROWS = 512      # rows of one step: a prompt chunk keeps the matrix kernels busy
@@ -123,10 +124,15 @@ def engine_params(threads: int, kv: str, n_positions: int) -> Any:
         "n_positions": n_positions, "max_logits": MAX_LOGITS})
 
 
-def plan_bytes(gguf: Any, tape: str, threads: int, kv: str, n_positions: int) -> tuple[int, int, int]:
-    """(weights, KV, activations) in bytes, without taking them."""
+def plan_bytes(gguf: GGUF, tape: str, threads: int, kv: str, n_positions: int) -> tuple[int, int, int]:
+    """(weights, KV, activations) in bytes, without taking them. Errors of the tape name the file: its tensors do not fit together."""
     text, err = tape.encode(), new_error()
     weights, cache, act = ffi.new("int64_t *"), ffi.new("int64_t *"), ffi.new("int64_t *")
-    check(lib.pyllm_model_plan(gguf, text, len(text), weights, err), err)
-    check(lib.pyllm_engine_plan(gguf, text, len(text), engine_params(threads, kv, n_positions), cache, act, err), err)
+    params = engine_params(threads, kv, n_positions)
+    try:
+        check(lib.pyllm_model_plan(gguf.handle, text, len(text), weights, err), err)
+        check(lib.pyllm_engine_plan(gguf.handle, text, len(text), params, cache, act, err), err)
+    except (errors.FormatError, errors.UnsupportedModel) as e:
+        hint = e.hint or "the file is damaged, or a variant that its architecture's description does not cover"
+        raise type(e)(f"{gguf.path}: {e.message}\nhint: {hint}") from None
     return weights[0], cache[0], act[0]

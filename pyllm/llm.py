@@ -21,7 +21,7 @@ from .build import build
 from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, Engine, plan_bytes
 from .generation import Generation
-from .gguf import GGUF
+from .gguf import GGUF, file_path
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
 from .session import Session as Session
@@ -155,7 +155,7 @@ class LLM:
         if self._template is None:
             from .chat import ChatTemplate
 
-            source = self._chat_source or self._metadata.get("tokenizer.chat_template") or CHATML
+            source = self._chat_source or _valid_text(self._metadata.get("tokenizer.chat_template")) or CHATML
             names = [self.tokenizer.token_text(t) if t is not None else "" for t in (self.tokenizer.bos, self.tokenizer.eos)]
             if source is CHATML and len(self.tokenizer.encode("<|im_start|>", add_special=False)) != 1:
                 raise errors.UnsupportedTemplate(f"{self.path} has no chat template\nhint: use complete(), or give --chat-template FILE")
@@ -331,11 +331,19 @@ def _close_all() -> None:
 
 
 def _resolve(spec: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None) -> str:
-    if spec is not None and os.path.isfile(spec):
-        return os.fspath(spec)
     from .catalogue import resolve
 
-    return os.fspath(resolve(None if spec is None else os.fspath(spec), progress=progress))
+    if spec is None:
+        return os.fspath(resolve(None, progress=progress))
+    path = file_path(spec)
+    if os.path.isfile(path) or (os.path.dirname(path) and os.path.exists(path)):    # what is no file says so when it is opened
+        return path
+    return os.fspath(resolve(path, progress=progress))
+
+
+def _valid_text(value: Any) -> str:
+    """A text of the metadata with U+FFFD for bytes that are not UTF-8; empty for other values."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else ""
 
 
 def _trained_ctx(tape: str) -> int:
@@ -349,12 +357,12 @@ def _fit(gguf: GGUF, ctx: int | None, threads: int, kv: str, refuse: bool = True
     tape, _ = build(gguf, ctx)
     trained, free = _trained_ctx(tape), memory.available()
     chosen = ctx or trained
-    weights, cache, act = plan_bytes(gguf.handle, tape, threads, kv, chosen)
+    weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen)
     if ctx is None and cache > max(free - weights - act, 0) // 2:
         per_token = cache / chosen
         chosen = max(min(512, trained), min(trained, int((free - weights - act) / 2 / per_token) // 256 * 256))
         tape, _ = build(gguf, chosen)
-        weights, cache, act = plan_bytes(gguf.handle, tape, threads, kv, chosen)
+        weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen)
     plan = Plan(weights, cache, act, chosen)
     if refuse and plan.total > free:
         mb = 1 << 20

@@ -53,7 +53,8 @@ def vocabulary(n: int = N_VOCAB) -> dict[str, Any]:
     }
 
 
-def metadata(n_layers: int = 2, n_embd: int = N_EMBD, n_ff: int = N_FF, heads: int = HEADS, kv_heads: int = KV_HEADS, ctx: int = 128) -> dict[str, Any]:
+def metadata(n_layers: int = 2, n_embd: int = N_EMBD, n_ff: int = N_FF, heads: int = HEADS, kv_heads: int = KV_HEADS,
+             ctx: int = 128) -> dict[str, Any]:
     return {
         "general.architecture": "llama", "general.name": "tiny", "llama.block_count": n_layers, "llama.context_length": ctx,
         "llama.embedding_length": n_embd, "llama.feed_forward_length": n_ff, "llama.attention.head_count": heads,
