@@ -150,7 +150,7 @@ class Driver:
                 continue
             try:
                 g.accept(logits)
-            except Exception as e:          # a broken logits processor or non-finite logits end this request only
+            except BaseException as e:      # a broken logits processor or non-finite logits end this request only
                 self._end(g, e)
             if g.ended:
                 self._end(g, None)

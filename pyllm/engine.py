@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ class Engine:
         self._model = self._engine = ffi.NULL
         self._cancel = ffi.new("int32_t *")
         out = ffi.new("pyllm_model **")
-        name = ffi.NULL if level is None else level.encode()
+        name = ffi.NULL if level is None else level_name(level)
         check(lib.pyllm_model_load(gguf, self._text, len(self._text), name, threads, self._cancel, out, err), err)
         self._model = out[0]
         self.params = engine_params(threads, kv, n_positions)
@@ -110,15 +111,24 @@ class Engine:
 
     def kernels(self) -> list[str]:
         """"slot=symbol" of every kernel that a run of this model can call."""
+        if self._model == ffi.NULL:
+            raise errors.Closed("the model is closed")
         names: list[str] = []
         while (name := lib.pyllm_model_kernel(self._model, len(names))) != ffi.NULL:
             names.append(ffi.string(name).decode())
         return names
 
 
+def level_name(level: Any) -> bytes:
+    if isinstance(level, str) and level.isascii() and level.isalnum():
+        return level.encode()
+    raise errors.ArgumentError(f"CPU level {reprlib.repr(level)} does not exist\n"
+                               f"hint: available: {ffi.string(lib.pyllm_cpu_levels()).decode()}")
+
+
 def engine_params(threads: int, kv: str, n_positions: int) -> Any:
-    if kv not in KV_TYPES:
-        raise errors.ArgumentError(f"kv type {kv!r} does not exist\nhint: one of {', '.join(KV_TYPES)}")
+    if not isinstance(kv, str) or kv not in KV_TYPES:
+        raise errors.ArgumentError(f"kv type {reprlib.repr(kv)} does not exist\nhint: one of {', '.join(KV_TYPES)}")
     return ffi.new("pyllm_engine_params *", {
         "n_threads": threads, "kv_type": KV_TYPES[kv], "max_rows": MAX_ROWS, "max_seqs": MAX_SEQS,
         "n_positions": n_positions, "max_logits": MAX_LOGITS})

@@ -133,7 +133,7 @@ def file_path(path: Any) -> str:
     """A path as text; ArgumentError for what can't be one."""
     try:
         text = os.fsdecode(path)
-        if b"\0" not in os.fsencode(text):
+        if text and b"\0" not in os.fsencode(text):
             return text
     except (TypeError, UnicodeError):
         pass

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 import struct
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from .gguf import file_path
 from .replies import Reply, Stream
 from .sampling import Options
 
@@ -69,6 +71,9 @@ class Session:
 
     def __init__(self, llm: LLM, messages: Sequence[Mapping[str, Any]] = ()) -> None:
         self._llm, self._slot = llm, Slot()
+        if isinstance(messages, str) or not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+            raise errors.ArgumentError(f"messages is {reprlib.repr(messages)}, must be a list of messages\n"
+                                       'hint: [{"role": "user", "content": "..."}]')
         self.messages: list[dict[str, Any]] = [dict(m) for m in messages]
         llm._slots.add(self._slot)
 
@@ -127,8 +132,12 @@ class Session:
         if slot.generation is not None:
             slot.generation.released.wait()
         tokens, state = llm._driver.call(snapshot)
-        head = json.dumps({"messages": self.messages, "tokens": tokens}).encode()
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        try:
+            head = json.dumps({"messages": self.messages, "tokens": tokens}).encode()
+        except (TypeError, ValueError, RecursionError) as e:
+            raise errors.ArgumentError(f"these messages cannot be saved: {e}") from None
+        path = file_path(path)
+        temporary = f"{path}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as f:
                 body = struct.pack("<QQ", len(head), len(state)) + head + state
@@ -143,6 +152,7 @@ class Session:
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on from a saved session; a damaged or foreign file raises StateError and changes nothing."""
+        path = file_path(path)
         try:
             with open(path, "rb") as f:
                 data = f.read()

@@ -74,7 +74,7 @@ def main() -> None:
         Path(path + ".case").write_text(name)       # for whoever looks after a crash
         Path("/proc/self/clear_refs").write_text("5")
         before, start = peak_memory(), time.process_time()
-        faulthandler.dump_traceback_later(120, exit=True)
+        faulthandler.dump_traceback_later(900, exit=True)
         run(path, name, seen, wrong)
         faulthandler.cancel_dump_traceback_later()
         seconds, megabytes = time.process_time() - start, peak_memory() - before
