@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -22,7 +23,8 @@ class Driver:
         self._work = threading.Condition()
         self._jobs: list[Callable[[], None]] = []
         self._generations: dict[Task, Generation] = {}
-        self._closing = False
+        self._closing = self._free_engine = False
+        self._pid = os.getpid()
         self._step_of: Generation | None = None     # the only request in the running step
         self._scheduler = Scheduler(MAX_ROWS, engine.open_seq, engine.close_seq, engine.free_pages, evict)
         self._thread = threading.Thread(target=self._run, name="pyllm-engine", daemon=True)
@@ -35,7 +37,9 @@ class Driver:
         self._post(add)
 
     def cancel(self, g: Generation) -> None:
-        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed."""
+        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed or in a fork."""
+        if self.forked:
+            return
         with self._work:
             if self._closing:
                 return
@@ -68,15 +72,32 @@ class Driver:
         return result
 
     def close(self) -> None:
-        """Ends every request with Closed and the thread; returns when it has ended."""
+        """Ends every request with Closed, the thread, and then the engine. Returns when all is given back; on the engine's own thread (a
+        logits processor closes the model, or drops its last reference) that happens after the return."""
         with self._work:
             self._closing = True
+            self._free_engine = self.here
             self._engine.cancel(True)
             self._work.notify()
-        if threading.current_thread() is not self._thread:
+        if not self.here:
             self._thread.join()
+            self._engine.close()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child process, where the engine's thread does not exist and its lock may be held for ever."""
+        return self._pid != os.getpid()
+
+    @property
+    def here(self) -> bool:
+        """Whether the caller is on the engine's thread."""
+        return threading.current_thread() is self._thread
 
     def _post(self, job: Callable[[], None]) -> None:
+        if self.forked:
+            raise errors.ForkedProcess
+        if self.here:
+            raise errors.ArgumentError("a logits processor called its own model\nhint: call the model from another thread, or before")
         with self._work:
             if self._closing:
                 raise errors.Closed("the model is closed")
@@ -100,6 +121,8 @@ class Driver:
         for g in list(self._generations.values()):
             g.fail(reason)
             g.released.set()
+        if self._free_engine:
+            self._engine.close()
 
     def _turn(self) -> bool:
         """What was asked for meanwhile, then one step; False once the engine closes."""

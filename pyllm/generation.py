@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import reprlib
 import threading
@@ -68,7 +69,7 @@ class Generation:
         self._logprobs: list[Logprob] = []
         self._events: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
-        self._start = time.perf_counter()
+        self._start, self._pid = time.perf_counter(), os.getpid()
         self._begun = self._first = 0.0
         sampler.accept(prompt)
 
@@ -173,6 +174,11 @@ class Generation:
             self.cancelled = True
             self._on_cancel(self)
 
+    def check_fork(self) -> None:
+        """In a forked child nothing will ever come: raises ForkedProcess."""
+        if self._pid != os.getpid():
+            raise errors.ForkedProcess
+
     def _chunk(self, event: Chunk | BaseException | None) -> Chunk | None:
         """The chunk, or None at the end; raises the error that ended the request. Whoever asks again hears the same."""
         if not isinstance(event, Chunk):
@@ -183,12 +189,14 @@ class Generation:
 
     def __iter__(self) -> Iterator[Chunk]:
         while True:
+            self.check_fork()
             chunk = self._chunk(self._events.get())
             if chunk is None:
                 return
             yield chunk
 
     async def chunks_async(self) -> AsyncIterator[Chunk]:
+        self.check_fork()
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import reprlib
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +57,7 @@ class LLM:
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
                  level: str | None = None, chat_template: str | None = None,
                  progress: Callable[[int, int], None] | None = None) -> None:
-        self._pid, self._closed = os.getpid(), False
+        self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
         if chat_template is not None and not isinstance(chat_template, str):
             raise errors.ArgumentError(f"chat_template is {reprlib.repr(chat_template)}, must be a text")
         started = time.perf_counter()
@@ -190,10 +191,12 @@ class LLM:
 
     def kernels(self) -> list[str]:
         """"slot=symbol" of the kernels that this model's steps call."""
+        self._check()
         return self._engine.kernels()
 
     def bench(self, test: str, depth: int = 0, reps: int = 5) -> list[float]:
         """Tokens a second of `reps` runs: "pp512" a prompt of 512 tokens, "tg128" 128 tokens one by one; depth: tokens before them."""
+        self._check()
         if not isinstance(test, str) or test[:2] not in ("pp", "tg") or not test[2:].isdecimal() or int(test[2:]) < 1:
             raise errors.ArgumentError(f"test {reprlib.repr(test)} does not exist\nhint: pp512, tg128 and so on")
         kind, n = test[:2], int(test[2:])
@@ -204,11 +207,13 @@ class LLM:
 
     def close(self) -> None:
         """Ends running requests with Closed and returns all memory and threads. Safe to call twice."""
-        if self._closed or self._pid != os.getpid():
+        if self._driver.forked:
             return
-        self._closed = True
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         self._driver.close()
-        self._engine.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -226,8 +231,8 @@ class LLM:
     # ---- inside ----
 
     def _check(self) -> None:
-        if self._pid != os.getpid():
-            raise errors.ForkedProcess("this model was loaded before a fork\nhint: load it in the child process")
+        if self._driver.forked:
+            raise errors.ForkedProcess
         if self._closed:
             raise errors.Closed("the model is closed")
 

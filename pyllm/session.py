@@ -98,6 +98,7 @@ class Session:
         return self._run(messages, options)
 
     def _run(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> SessionStream:
+        self._llm._check()
         if self._slot.generation is not None and not self._slot.generation.released.is_set():
             self._slot.generation.cancel()
             self._slot.generation.released.wait()
@@ -124,6 +125,7 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Messages and KV cache to a file (temporary name, synced, renamed)."""
         llm, slot = self._llm, self._slot
+        llm._check()
 
         def snapshot() -> tuple[list[int], bytes]:
             slot.settle()
@@ -152,6 +154,7 @@ class Session:
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on from a saved session; a damaged or foreign file raises StateError and changes nothing."""
+        self._llm._check()
         path = file_path(path)
         try:
             with open(path, "rb") as f:
@@ -166,10 +169,9 @@ class Session:
         if hashlib.sha256(data[start:]).digest() != data[len(_MAGIC):start] or len(data) != begin + head + state:
             raise errors.StateError(f"{path} is damaged: its checksum does not match\nhint: start a new conversation")
         try:
-            saved = json.loads(data[begin:begin + head])
-            messages, tokens = list(saved["messages"]), [int(t) for t in saved["tokens"]]
-        except (ValueError, KeyError, TypeError) as e:
-            raise errors.StateError(f"{path} is damaged: {e}") from None
+            messages, tokens = _parse_head(data[begin:begin + head])
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise errors.StateError(f"{path} is damaged: {e}\nhint: start a new conversation") from None
         self._llm._driver.call(lambda: self._restore(tokens, data[begin + head:]))
         self.messages = messages
 
@@ -190,6 +192,8 @@ class Session:
     def close(self) -> None:
         """Gives the KV cache back."""
         slot, llm = self._slot, self._llm
+        if llm._driver.forked:
+            return
         if slot.generation is not None:
             slot.generation.cancel()
             slot.generation.released.wait()
@@ -201,6 +205,17 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _parse_head(head: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """(messages, tokens) of a saved session; ValueError, KeyError or TypeError for anything else."""
+    saved = json.loads(head)
+    messages, tokens = saved["messages"], saved["tokens"]
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise ValueError("its messages are no list of messages")
+    if not isinstance(tokens, list) or not all(type(t) is int for t in tokens):
+        raise ValueError("its tokens are no list of ids")
+    return messages, tokens
 
 
 class SessionStream(Stream):
@@ -216,6 +231,8 @@ class SessionStream(Stream):
         if messages is None:
             return
         self._messages = None  # type: ignore[assignment]
+        if self._session._llm._driver.forked:
+            return
         g.released.wait(10)
         said = g.reply.text if g.reply is not None else ""
         self._session.messages = [*messages, {"role": "assistant", "content": said}]
