@@ -80,7 +80,8 @@ def test_lengths_and_noise(running: Engine) -> None:
     logits(running, seq, TOKENS)
     state = running.save(seq)
     rng = random.Random(5)
-    wrong = [state[:n] for n in range(0, len(state), 7)] + [state + bytes(n) for n in (1, 8, 4096)] + [state[1:], state * 2, b"x" * len(state)]
+    wrong = [state[:n] for n in range(0, len(state), 7)] + [state + bytes(n) for n in (1, 8, 4096)]
+    wrong += [state[1:], state * 2, b"x" * len(state)]
     wrong += [rng.randbytes(n) for n in (1, 47, 48, 56, 1000, len(state))]
     for data in wrong:
         with pytest.raises(pyllm.errors.StateError) as e:
