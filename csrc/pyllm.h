@@ -92,7 +92,7 @@ int pyllm_gguf_kv(const pyllm_gguf *g, int64_t i, pyllm_kv *out);
 int pyllm_gguf_tensor(const pyllm_gguf *g, int64_t i, pyllm_tensor *out);
 /* Item j of a string value or string array (bytes, not NUL-terminated; *len bytes, owned by g); NULL if there is none. */
 const char *pyllm_gguf_string(const pyllm_gguf *g, int64_t i, uint64_t j, uint64_t *len);
-/* Copies raw bytes [begin, begin + n) of tensor i into dst. */
+/* Copies raw bytes [begin, begin + n) of tensor i into dst. PYLLM_ERR_IO also if the file was written to since it was opened. */
 int pyllm_gguf_read(const pyllm_gguf *g, int64_t i, uint64_t begin, uint64_t n, void *dst, pyllm_error *err);
 /* Tensor types by id: name ("q4_k") or NULL; elements and bytes of a block (0 if unknown). */
 const char *pyllm_type_name(uint32_t type);

@@ -20,10 +20,11 @@ class Driver:
 
     def __init__(self, engine: Engine, evict: Callable[[], bool]) -> None:
         self._engine, self._evict = engine, evict
-        self._work, self._pid = threading.Condition(), os.getpid()
+        self._work = threading.Condition()
         self._jobs: list[Callable[[], None]] = []
         self._generations: dict[Task, Generation] = {}
-        self._closing = False
+        self._closing = self._free_engine = False
+        self._pid = os.getpid()
         self._step_of: Generation | None = None     # the only request in the running step
         self._scheduler = Scheduler(MAX_ROWS, engine.open_seq, engine.close_seq, engine.free_pages, evict)
         self._thread = threading.Thread(target=self._run, name="pyllm-engine", daemon=True)
@@ -36,16 +37,17 @@ class Driver:
                 prepare()
             self._generations[g.task] = g
             self._scheduler.add(g.task)
+        self._refuse_processors()
         self.post(add)
 
     def wait(self, g: Generation) -> None:
         """Returns when the engine has let go of a request; at once after a fork and on its own thread, where a collected object may end."""
-        if threading.current_thread() is not self._thread and self._pid == os.getpid():
+        if not self.here and not self.forked:
             g.released.wait()
 
     def cancel(self, g: Generation) -> None:
-        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed or after a fork."""
-        if self._pid != os.getpid():        # the lock may have been held when the process forked
+        """Drops a request; a step that runs for it alone stops at the next tile. Does nothing once the model is closed or in a fork."""
+        if self.forked:
             return
         with self._work:
             if self._closing:
@@ -71,6 +73,7 @@ class Driver:
                 box[1] = e
             done.set()
 
+        self._refuse_processors()
         self.post(job)
         done.wait()
         if box[1] is not None:
@@ -79,23 +82,41 @@ class Driver:
         return result
 
     def close(self) -> None:
-        """Ends every request with Closed and the thread; returns when it has ended."""
+        """Ends every request with Closed, the thread, and then the engine. Returns when all is given back; on the engine's own thread (a
+        logits processor closes the model, or drops its last reference) that happens after the return."""
         with self._work:
             self._closing = True
+            self._free_engine = self.here
             self._engine.cancel(True)
             self._work.notify()
-        if threading.current_thread() is not self._thread:
+        if not self.here:
             self._thread.join()
+            self._engine.close()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child process, where the engine's thread does not exist and its lock may be held for ever."""
+        return self._pid != os.getpid()
+
+    @property
+    def here(self) -> bool:
+        """Whether the caller is on the engine's thread."""
+        return threading.current_thread() is self._thread
 
     def post(self, job: Callable[[], None]) -> None:
-        """Runs job on the engine's thread, between two steps. Raises Closed."""
-        if self._pid != os.getpid():
-            raise errors.ForkedProcess("this model was loaded before a fork\nhint: load it in the child process")
+        """Runs job on the engine's thread, between two steps. Raises Closed or ForkedProcess."""
+        if self.forked:
+            raise errors.ForkedProcess
         with self._work:
             if self._closing:
                 raise errors.Closed("the model is closed")
             self._jobs.append(job)
             self._work.notify()
+
+    def _refuse_processors(self) -> None:
+        """Whoever waits for the engine on its own thread would wait for ever."""
+        if self.here and not self.forked:
+            raise errors.ArgumentError("a logits processor called its own model\nhint: call the model from another thread, or before")
 
     # ---- the engine's thread ----
 
@@ -114,6 +135,8 @@ class Driver:
         for g in list(self._generations.values()):
             g.fail(reason)
             g.released.set()
+        if self._free_engine:
+            self._engine.close()
 
     def _turn(self) -> bool:
         """What was asked for meanwhile, then one step; False once the engine closes."""
@@ -164,7 +187,7 @@ class Driver:
                 continue
             try:
                 g.accept(logits)
-            except Exception as e:          # a broken logits processor or non-finite logits end this request only
+            except BaseException as e:      # a broken logits processor or non-finite logits end this request only
                 self._end(g, e)
             if g.ended:
                 self._end(g, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import errors
 from ._core import check, ffi, lib, new_error
+from .gguf import GGUF
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 MAX_ROWS = 512      # rows of one step: a prompt chunk keeps the matrix kernels busy
@@ -27,7 +29,7 @@ class Engine:
         self._model = self._engine = ffi.NULL
         self._cancel = ffi.new("int32_t *")
         out = ffi.new("pyllm_model **")
-        name = ffi.NULL if level is None else level.encode()
+        name = ffi.NULL if level is None else level_name(level)
         check(lib.pyllm_model_load(gguf, self._text, len(self._text), name, threads, self._cancel, out, err), err)
         self._model = out[0]
         self.params = engine_params(threads, kv, n_positions)
@@ -109,24 +111,38 @@ class Engine:
 
     def kernels(self) -> list[str]:
         """"slot=symbol" of every kernel that a run of this model can call."""
+        if self._model == ffi.NULL:
+            raise errors.Closed("the model is closed")
         names: list[str] = []
         while (name := lib.pyllm_model_kernel(self._model, len(names))) != ffi.NULL:
             names.append(ffi.string(name).decode())
         return names
 
 
+def level_name(level: Any) -> bytes:
+    if isinstance(level, str) and level.isascii() and level.isalnum():
+        return level.encode()
+    raise errors.ArgumentError(f"CPU level {reprlib.repr(level)} does not exist\n"
+                               f"hint: available: {ffi.string(lib.pyllm_cpu_levels()).decode()}")
+
+
 def engine_params(threads: int, kv: str, n_positions: int) -> Any:
-    if kv not in KV_TYPES:
-        raise errors.ArgumentError(f"kv type {kv!r} does not exist\nhint: one of {', '.join(KV_TYPES)}")
+    if not isinstance(kv, str) or kv not in KV_TYPES:
+        raise errors.ArgumentError(f"kv type {reprlib.repr(kv)} does not exist\nhint: one of {', '.join(KV_TYPES)}")
     return ffi.new("pyllm_engine_params *", {
         "n_threads": threads, "kv_type": KV_TYPES[kv], "max_rows": MAX_ROWS, "max_seqs": MAX_SEQS,
         "n_positions": n_positions, "max_logits": MAX_LOGITS})
 
 
-def plan_bytes(gguf: Any, tape: str, threads: int, kv: str, n_positions: int) -> tuple[int, int, int]:
-    """(weights, KV, activations) in bytes, without taking them."""
+def plan_bytes(gguf: GGUF, tape: str, threads: int, kv: str, n_positions: int) -> tuple[int, int, int]:
+    """(weights, KV, activations) in bytes, without taking them. Errors of the tape name the file: its tensors do not fit together."""
     text, err = tape.encode(), new_error()
     weights, cache, act = ffi.new("int64_t *"), ffi.new("int64_t *"), ffi.new("int64_t *")
-    check(lib.pyllm_model_plan(gguf, text, len(text), weights, err), err)
-    check(lib.pyllm_engine_plan(gguf, text, len(text), engine_params(threads, kv, n_positions), cache, act, err), err)
+    params = engine_params(threads, kv, n_positions)
+    try:
+        check(lib.pyllm_model_plan(gguf.handle, text, len(text), weights, err), err)
+        check(lib.pyllm_engine_plan(gguf.handle, text, len(text), params, cache, act, err), err)
+    except (errors.FormatError, errors.UnsupportedModel) as e:
+        hint = e.hint or "the file is damaged, or a variant that its architecture's description does not cover"
+        raise type(e)(f"{gguf.path}: {e.message}\nhint: {hint}") from None
     return weights[0], cache[0], act[0]

@@ -80,6 +80,9 @@ class NonFiniteLogits(Error):
 class ForkedProcess(Error):
     """The object was made before a fork; the child must load its own."""
 
+    def __init__(self, message: str = "this model was loaded before a fork\nhint: load it in the child process") -> None:
+        super().__init__(message)
+
 
 class Closed(Error):
     """The model or session is closed."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
+import reprlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import errors
 from .replies import Chunk, FinishReason, Logprob, Reply, Timings, Usage
-from .sampling import Options, Sampler
+from .sampling import LogitsProcessor, Options, Sampler
 from .scheduler import Task
 from .thinking import ReasoningSplitter
 from .tokenizer import StreamDecoder, Tokenizer
@@ -67,7 +69,7 @@ class Generation:
         self._logprobs: list[Logprob] = []
         self._events: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
-        self._start = time.perf_counter()
+        self._start, self._pid = time.perf_counter(), os.getpid()
         self._begun = self._first = 0.0
         sampler.accept(prompt)
 
@@ -85,12 +87,7 @@ class Generation:
     def accept(self, logits: NDArray[np.float32]) -> None:
         """Chooses the next token from the logits of the last row; ends the request where it has to end."""
         if self._options.logits_processor is not None:
-            mine = logits.copy()
-            changed = self._options.logits_processor(tuple(self.task.tokens), mine)
-            changed = mine if changed is None else np.ascontiguousarray(changed, np.float32)
-            if changed.shape != logits.shape:
-                raise errors.ArgumentError(f"logits_processor returned shape {changed.shape}, not {logits.shape}")
-            logits = changed
+            logits = self._processed(self._options.logits_processor, logits)
         token = self._sampler.sample(logits, len(self.task.tokens))
         self._first = self._first or time.perf_counter()
         self._sampler.accept((token,))
@@ -106,6 +103,22 @@ class Generation:
             self._finish("stop")
         elif len(self.task.tokens) - self.n_prompt >= self._limit:
             self._finish("length")
+
+    def _processed(self, processor: LogitsProcessor, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        mine: NDArray[np.float32] = logits.copy()
+        changed = processor(tuple(self.task.tokens), mine)
+        if changed is None:
+            return mine
+        try:
+            raw = np.asarray(changed)
+            if raw.dtype.kind not in "fiu":
+                raise TypeError(f"values of type {raw.dtype}")
+            out: NDArray[np.float32] = np.ascontiguousarray(raw, np.float32)
+        except (TypeError, ValueError) as e:
+            raise errors.ArgumentError(f"logits_processor returned {reprlib.repr(changed)}, not logits: {e}") from None
+        if out.shape != logits.shape:
+            raise errors.ArgumentError(f"logits_processor returned shape {out.shape}, not {logits.shape}")
+        return out
 
     def fail(self, error: BaseException) -> None:
         if not self.ended:
@@ -166,16 +179,29 @@ class Generation:
             self.cancelled = True
             self._on_cancel(self)
 
+    def check_fork(self) -> None:
+        """In a forked child nothing will ever come: raises ForkedProcess."""
+        if self._pid != os.getpid():
+            raise errors.ForkedProcess
+
+    def _chunk(self, event: Chunk | BaseException | None) -> Chunk | None:
+        """The chunk, or None at the end; raises the error that ended the request. Whoever asks again hears the same."""
+        if not isinstance(event, Chunk):
+            self._events.put(event)
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
     def __iter__(self) -> Iterator[Chunk]:
         while True:
-            event = self._events.get()
-            if event is None:
+            self.check_fork()
+            chunk = self._chunk(self._events.get())
+            if chunk is None:
                 return
-            if isinstance(event, BaseException):
-                raise event
-            yield event
+            yield chunk
 
     async def chunks_async(self) -> AsyncIterator[Chunk]:
+        self.check_fork()
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
@@ -192,11 +218,10 @@ class Generation:
                 await ready.wait()
                 ready.clear()
                 continue
-            if event is None:
+            chunk = self._chunk(event)
+            if chunk is None:
                 return
-            if isinstance(event, BaseException):
-                raise event
-            yield event
+            yield chunk
 
     def result(self) -> Reply:
         """Waits for the end; cancels the request when the wait is interrupted (Ctrl-C)."""

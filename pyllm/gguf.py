@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -75,9 +76,9 @@ class GGUF:
     """An open GGUF file, or all files of a split set when path is its first. Use it as a context manager or call close()."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = file_path(path)
         out, err = ffi.new("pyllm_gguf **"), new_error()
-        check(lib.pyllm_gguf_open(os.fsencode(path), out, err), err)
+        check(lib.pyllm_gguf_open(os.fsencode(self.path), out, err), err)
         self._handle: Any = ffi.gc(out[0], lib.pyllm_gguf_close)
         self.kv = Metadata(self)
         self.tensors: dict[str, TensorInfo] = {}
@@ -102,8 +103,13 @@ class GGUF:
         return name if isinstance(name, str) else ""
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A tensor's values as float32, numpy order: the contiguous dimension last."""
+        """A tensor's values as float32, numpy order: the contiguous dimension last. Raises UnsupportedModel for unknown tensor types."""
+        if name not in self.tensors:
+            raise errors.ArgumentError(f"{self.path}: there is no tensor {name!r}")
         info, raw, err = self.tensors[name], ffi.new("pyllm_tensor *"), new_error()
+        if info.type.startswith("type "):
+            raise errors.UnsupportedModel(f"{self.path}: tensor {name} has {info.type}, which this build does not know\n"
+                                          "hint: a newer version may read it, or requantize the model")
         lib.pyllm_gguf_tensor(self.handle, info.id, raw)
         data = bytearray(info.n_bytes)
         out = np.empty(tuple(reversed(info.shape)), np.float32)
@@ -121,6 +127,17 @@ class GGUF:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def file_path(path: Any) -> str:
+    """A path as text; ArgumentError for what can't be one."""
+    try:
+        text = os.fsdecode(path)
+        if text and b"\0" not in os.fsencode(text):
+            return text
+    except (TypeError, UnicodeError):
+        pass
+    raise errors.ArgumentError(f"{reprlib.repr(path)} is not a path")
 
 
 def _text(data: bytes) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 import reprlib
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from .build import build
 from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, Engine, plan_bytes
 from .generation import Generation
-from .gguf import GGUF
+from .gguf import GGUF, file_path
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
 from .session import Session as Session
@@ -55,16 +57,16 @@ class LLM:
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
                  level: str | None = None, chat_template: str | None = None,
                  progress: Callable[[int, int], None] | None = None) -> None:
-        self._pid, self._closed = os.getpid(), False
+        self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
+        if chat_template is not None and not isinstance(chat_template, str):
+            raise errors.ArgumentError(f"chat_template is {reprlib.repr(chat_template)}, must be a text")
         started = time.perf_counter()
         self.path = _resolve(spec, progress)
         self._chat_source = chat_template
         self._template: ChatTemplate | None = None
         with GGUF(self.path) as gguf:
             self.tokenizer = Tokenizer(gguf)
-            if threads is not None and not 1 <= threads <= 1024:
-                raise errors.ArgumentError(f"threads is {threads}, must be 1 to 1024")
-            self.threads: int = threads or lib.pyllm_threads_default()
+            self.threads: int = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
             self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv)
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
             self._n_params = sum(int(np.prod(t.shape)) for t in gguf.tensors.values())
@@ -155,7 +157,7 @@ class LLM:
         if self._template is None:
             from .chat import ChatTemplate
 
-            source = self._chat_source or self._metadata.get("tokenizer.chat_template") or CHATML
+            source = self._chat_source or _valid_text(self._metadata.get("tokenizer.chat_template")) or CHATML
             names = [self.tokenizer.token_text(t) if t is not None else "" for t in (self.tokenizer.bos, self.tokenizer.eos)]
             if source is CHATML and len(self.tokenizer.encode("<|im_start|>", add_special=False)) != 1:
                 raise errors.UnsupportedTemplate(f"{self.path} has no chat template\nhint: use complete(), or give --chat-template FILE")
@@ -174,7 +176,8 @@ class LLM:
     def plan(spec: str | os.PathLike[str] | None = None, ctx: int | None = None, kv: str = "f16", threads: int | None = None) -> Plan:
         """The memory that loading would take, without taking it."""
         with GGUF(_resolve(spec, None)) as gguf:
-            return _fit(gguf, ctx, threads or lib.pyllm_threads_default(), kv, refuse=False)[2]
+            count = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
+            return _fit(gguf, ctx, count, kv, refuse=False)[2]
 
     @property
     def info(self) -> dict[str, Any]:
@@ -188,24 +191,29 @@ class LLM:
 
     def kernels(self) -> list[str]:
         """"slot=symbol" of the kernels that this model's steps call."""
+        self._check()
         return self._engine.kernels()
 
     def bench(self, test: str, depth: int = 0, reps: int = 5) -> list[float]:
         """Tokens a second of `reps` runs: "pp512" a prompt of 512 tokens, "tg128" 128 tokens one by one; depth: tokens before them."""
-        kind, n = test[:2], int(test[2:] or 0)
-        if kind not in ("pp", "tg") or n < 1 or depth < 0:
-            raise errors.ArgumentError(f"test {test!r} does not exist\nhint: pp512, tg128 and so on")
+        self._check()
+        if not isinstance(test, str) or test[:2] not in ("pp", "tg") or not test[2:].isdecimal() or int(test[2:]) < 1:
+            raise errors.ArgumentError(f"test {reprlib.repr(test)} does not exist\nhint: pp512, tg128 and so on")
+        kind, n = test[:2], int(test[2:])
+        depth, reps = _whole("depth", depth, 1 << 24, 0), _whole("reps", reps, 1 << 20)
         if depth + n > self.ctx:
             raise errors.ContextOverflow(depth + n, self.ctx)
         return self._driver.call(lambda: [self._bench_once(kind, n, depth) for _ in range(reps)])
 
     def close(self) -> None:
         """Ends running requests with Closed and returns all memory and threads. Safe to call twice."""
-        if self._closed or self._pid != os.getpid():
+        if self._driver.forked:
             return
-        self._closed = True
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         self._driver.close()
-        self._engine.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -223,8 +231,8 @@ class LLM:
     # ---- inside ----
 
     def _check(self) -> None:
-        if self._pid != os.getpid():
-            raise errors.ForkedProcess("this model was loaded before a fork\nhint: load it in the child process")
+        if self._driver.forked:
+            raise errors.ForkedProcess
         if self._closed:
             raise errors.Closed("the model is closed")
 
@@ -233,6 +241,8 @@ class LLM:
         template_options = {k: options[k] for k in ("tools", "template_options") if k in options}
         rest = {k: v for k, v in options.items() if k not in template_options}
         extra = template_options.pop("template_options", {})
+        if not isinstance(extra, Mapping) or not all(isinstance(k, str) for k in extra) or extra.keys() & {"messages", "tools"}:
+            raise errors.ArgumentError(f"template_options is {reprlib.repr(extra)}, must map a template's own names to values")
         return self._submit(self.prompt_ids(messages, **template_options, **extra), Options.make(rest), chat=True)
 
     def _complete(self, prompt: str | Sequence[int], options: Mapping[str, Any]) -> Generation:
@@ -266,6 +276,8 @@ class LLM:
 
     def _ids(self, ids: Sequence[int]) -> list[int]:
         try:
+            if isinstance(ids, (str, bytes, bytearray)):
+                raise TypeError
             tokens = [index(i) for i in ids]
         except TypeError:
             raise errors.ArgumentError(f"a prompt is a text or a list of token ids, not {reprlib.repr(ids)}") from None
@@ -334,11 +346,26 @@ def _close_all() -> None:
 
 
 def _resolve(spec: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None) -> str:
-    if spec is not None and os.path.isfile(spec):
-        return os.fspath(spec)
     from .catalogue import resolve
 
-    return os.fspath(resolve(None if spec is None else os.fspath(spec), progress=progress))
+    if spec is None:
+        return os.fspath(resolve(None, progress=progress))
+    path = file_path(spec)
+    if os.path.isfile(path) or (os.path.dirname(path) and os.path.exists(path)):    # what is no file says so when it is opened
+        return path
+    return os.fspath(resolve(path, progress=progress))
+
+
+def _whole(name: str, value: Any, most: int, least: int = 1) -> int:
+    """An integer argument from least to most."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most:
+        return int(value)
+    raise errors.ArgumentError(f"{name} is {reprlib.repr(value)}, must be a whole number from {least} to {most}")
+
+
+def _valid_text(value: Any) -> str:
+    """A text of the metadata with U+FFFD for bytes that are not UTF-8; empty for other values."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else ""
 
 
 def _trained_ctx(tape: str) -> int:
@@ -347,17 +374,17 @@ def _trained_ctx(tape: str) -> int:
 
 def _fit(gguf: GGUF, ctx: int | None, threads: int, kv: str, refuse: bool = True) -> tuple[int, str, Plan]:
     """(context, tape, plan): chooses ctx where it is None, refuses what does not fit in the available memory."""
-    if ctx is not None and not 1 <= ctx <= 1 << 24:
-        raise errors.ArgumentError(f"ctx is {ctx}, must be 1 to {1 << 24}")
+    if ctx is not None:
+        ctx = _whole("ctx", ctx, 1 << 24)
     tape, _ = build(gguf, ctx)
     trained, free = _trained_ctx(tape), memory.available()
     chosen = ctx or trained
-    weights, cache, act = plan_bytes(gguf.handle, tape, threads, kv, chosen)
+    weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen)
     if ctx is None and cache > max(free - weights - act, 0) // 2:
         per_token = cache / chosen
         chosen = max(min(512, trained), min(trained, int((free - weights - act) / 2 / per_token) // 256 * 256))
         tape, _ = build(gguf, chosen)
-        weights, cache, act = plan_bytes(gguf.handle, tape, threads, kv, chosen)
+        weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen)
     plan = Plan(weights, cache, act, chosen)
     if refuse and plan.total > free:
         mb = 1 << 20

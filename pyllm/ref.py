@@ -14,16 +14,24 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Weights = Callable[[str], NDArray[Any]]
+Product = Callable[[Array, str, Array], Array]
 
 
-def run(tape: str, weights: Weights, tokens: Sequence[int]) -> Array:
-    """Logits [len(tokens), n_vocab] at every position of one sequence. weights: tensor name to values, [out, in] or [n]."""
-    return values(tape, weights, tokens)["logits"]
+def exact(x: Array, name: str, w: Array) -> Array:
+    """x [T, in] times the matrix w [out, in] called `name`: [T, out]."""
+    y: Array = x @ w.T
+    return y
 
 
-def values(tape: str, weights: Weights, tokens: Sequence[int]) -> dict[str, Array]:
+def run(tape: str, weights: Weights, tokens: Sequence[int], product: Product = exact) -> Array:
+    """Logits [len(tokens), n_vocab] at every position of one sequence. weights: tensor name to values, [out, in] or [n]; product: how
+    matrices multiply, for studies of what quantized activations do."""
+    return values(tape, weights, tokens, product)["logits"]
+
+
+def values(tape: str, weights: Weights, tokens: Sequence[int], product: Product = exact) -> dict[str, Array]:
     """Every value of the tape by name, each [len(tokens), width]."""
-    run = _Run(weights, tokens)
+    run = _Run(weights, tokens, product)
     lines = [line for line in tape.split("\n") if line and not line.startswith("#")]
     if lines[0] != "pyllm-tape 1":
         raise ValueError(f"not a tape: {lines[0]!r}")
@@ -44,8 +52,8 @@ def values(tape: str, weights: Weights, tokens: Sequence[int]) -> dict[str, Arra
 class _Run:
     """One method an op: inputs as arrays, parameters as the tape's text."""
 
-    def __init__(self, weights: Weights, tokens: Sequence[int]) -> None:
-        self.weights, self.tokens = weights, np.asarray(tokens)
+    def __init__(self, weights: Weights, tokens: Sequence[int], product: Product) -> None:
+        self.weights, self.tokens, self.product = weights, np.asarray(tokens), product
         self.values: dict[str, Array] = {}
         self.tables: dict[str, Array] = {}
 
@@ -56,6 +64,9 @@ class _Run:
             return whole
         a, b = map(int, span[:-1].split(":"))
         return whole[a:b]
+
+    def times(self, x: Array, name: str) -> Array:
+        return self.product(x, name.partition("[")[0], self.weight(name))
 
     def plus(self, y: Array, add: str | None) -> Array:
         return y if add is None else y + self.values[add]
@@ -71,7 +82,7 @@ class _Run:
         return self.plus(_rms(x, self.weight(w), float.fromhex(eps)), add)
 
     def linear(self, x: Array, w: str, bias: str, add: str | None = None) -> tuple[Array, ...]:
-        return tuple(self.plus(x @ self.weight(m).T + (0 if b == "-" else self.weight(b)), add)
+        return tuple(self.plus(self.times(x, m) + (0 if b == "-" else self.weight(b)), add)
                      for m, b in zip(w.split(","), bias.split(","), strict=True))
 
     def rope(self, q: Array, k: Array, angles: str, heads: str, dim: str, rot: str, neox: str, norm: str, eps: str) -> tuple[Array, ...]:
@@ -103,7 +114,7 @@ class _Run:
         return np.ascontiguousarray(o.swapaxes(0, 1)).reshape(t, -1)
 
     def gated(self, x: Array, w: str, act: str) -> Array:
-        gate, up = (x @ self.weight(m).T for m in w.split(","))
+        gate, up = (self.times(x, m) for m in w.split(","))
         y: Array = up * gate / (1 + np.exp(-gate))
         if act == "gelu":
             y = up * 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))

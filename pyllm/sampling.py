@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,14 +69,17 @@ class Options:
         made = cls(**options)
         for name, kinds, meant in _TYPES:
             value = getattr(made, name)
-            if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-                raise errors.ArgumentError(f"{name} is {value!r}, must be {meant}")
+            optional = cls.__dataclass_fields__[name].default is None
+            if not (value is None and optional) and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise errors.ArgumentError(f"{name} is {reprlib.repr(value)}, must be {meant}")
         if made.max_tokens is not None and made.max_tokens < 1:
             raise errors.ArgumentError(f"max_tokens is {made.max_tokens}, must be at least 1")
         if made.logprobs is not None and not 0 <= made.logprobs <= 1000:
             raise errors.ArgumentError(f"logprobs is {made.logprobs}, must be 0 to 1000")
         if any(not isinstance(s, str) or not s for s in made.stops):
-            raise errors.ArgumentError(f"stop is {made.stop!r}, must be strings of at least one character")
+            raise errors.ArgumentError(f"stop is {reprlib.repr(made.stop)}, must be strings of at least one character")
+        if made.logits_processor is not None and not callable(made.logits_processor):
+            raise errors.ArgumentError(f"logits_processor is {reprlib.repr(made.logits_processor)}, must be a function of ids and logits")
         return made
 
     @property
@@ -82,10 +87,25 @@ class Options:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
+_INTEGERS = ("choice", "top_k", "repeat_last_n", "dry_allowed_length", "dry_last_n", "min_keep")
+_NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "repeat_penalty",
+            "frequency_penalty", "presence_penalty", "dry_multiplier", "dry_base")
 _TYPES: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
-    ("max_tokens", Integral, "an integer"), ("seed", Integral, "an integer"), ("logprobs", Integral, "an integer"),
+    *((name, Integral, "an integer") for name in ("max_tokens", "seed", "logprobs", *_INTEGERS)),
+    *((name, Real, "a number") for name in _NUMBERS),
     ("order", str, "a string"),
     ("stop", (str, Sequence), "a string or a list of strings"), ("logit_bias", Mapping, "a mapping from token ids to numbers"))
+
+
+def _bias_pairs(bias: Mapping[int, float]) -> list[tuple[int, float]]:
+    try:
+        pairs = [(index(i), float(b)) for i, b in bias.items()]
+    except (TypeError, ValueError, OverflowError) as e:
+        raise errors.ArgumentError(f"logit_bias must map token ids to numbers: {e}") from None
+    wide = next((i for i, _ in pairs if not -(1 << 31) <= i < 1 << 31), None)
+    if wide is not None:
+        raise errors.ArgumentError(f"logit_bias of token {wide}: there is no such token")
+    return pairs
 
 
 class Sampler:
@@ -98,21 +118,18 @@ class Sampler:
         if not -(1 << 63) <= seed < 1 << 64:
             raise errors.ArgumentError(f"seed is {seed}, must fit in 64 bits")
         s.seed = seed & ((1 << 64) - 1)
-        for name in ("choice", "top_k", "temperature", "top_p", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold",
-                     "repeat_penalty", "frequency_penalty", "presence_penalty", "dry_multiplier", "dry_base", "dry_allowed_length",
-                     "dry_last_n", "min_keep"):
+        for name in (*_INTEGERS, *_NUMBERS):
             try:
-                setattr(s, name, getattr(options, name))
+                setattr(s, "penalty_last_n" if name == "repeat_last_n" else name, getattr(options, name))
             except (TypeError, OverflowError) as e:
-                raise errors.ArgumentError(f"{name} is {getattr(options, name)!r}: {e}") from None
-        s.penalty_last_n = options.repeat_last_n
-        if len(options.order.encode()) > 15:
-            raise errors.ArgumentError(f"order {options.order!r} is too long")
-        s.order = options.order.encode()
-        try:
-            bias = [(int(i), float(b)) for i, b in (options.logit_bias or {}).items()]
-        except (TypeError, ValueError) as e:
-            raise errors.ArgumentError(f"logit_bias must map token ids to numbers: {e}") from None
+                raise errors.ArgumentError(f"{name} is {reprlib.repr(getattr(options, name))}: {e}") from None
+        order = options.order.encode("utf-8", "replace")
+        if len(order) > 15 or b"\0" in order:
+            raise errors.ArgumentError(f"order is {reprlib.repr(options.order)}, must be at most 15 letters")
+        s.order = order
+        if options.logprobs is not None and options.logprobs > n_vocab:
+            raise errors.ArgumentError(f"logprobs is {options.logprobs}, the vocabulary has {n_vocab} tokens")
+        bias = _bias_pairs(options.logit_bias or {})
         breakers = tokenizer.ids_containing(DRY_BREAKERS) if options.dry_multiplier else []
         out, err = ffi.new("pyllm_sampler **"), new_error()
         check(lib.pyllm_sampler_new(n_vocab, s, ffi.new("pyllm_logprob[]", bias), len(bias), ffi.new("int32_t[]", breakers), len(breakers),

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import reprlib
 import struct
 import time
 import weakref
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from .gguf import file_path
 from .replies import Reply, Stream
 from .sampling import Options
 
@@ -71,6 +73,9 @@ class Session:
 
     def __init__(self, llm: LLM, messages: Sequence[Mapping[str, Any]] = ()) -> None:
         self._llm, self._slot = llm, Slot()
+        if isinstance(messages, str) or not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+            raise errors.ArgumentError(f"messages is {reprlib.repr(messages)}, must be a list of messages\n"
+                                       'hint: [{"role": "user", "content": "..."}]')
         self._generation: Generation | None = None
         self._stream: weakref.ref[SessionStream] | None = None      # a stream keeps its session, not the other way round
         self.messages: list[dict[str, Any]] = [dict(m) for m in messages]
@@ -94,6 +99,7 @@ class Session:
         return self._run(self.messages[:self._last_question() + 1], options)
 
     def _run(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> SessionStream:
+        self._llm._check()
         ids = self._llm.prompt_ids(messages)
         g = self._llm._submit(ids, Options.make(options), chat=True, slot=self._slot)
         stream = SessionStream(self, g, messages)
@@ -151,6 +157,7 @@ class Session:
         """Messages and KV cache to a file (temporary name, synced, renamed)."""
         self._end_answer()
         llm, slot = self._llm, self._slot
+        llm._check()
 
         def snapshot() -> tuple[list[int], bytes]:
             slot.settle()
@@ -159,10 +166,11 @@ class Session:
         tokens, state = llm._driver.call(snapshot)
         try:
             head = json.dumps({"messages": self.messages, "tokens": tokens}).encode()
-        except (TypeError, ValueError) as e:
-            raise errors.ArgumentError(f"the messages cannot be saved: {e}") from None
+        except (TypeError, ValueError, RecursionError) as e:
+            raise errors.ArgumentError(f"these messages cannot be saved: {e}") from None
         body = struct.pack("<QQ", len(head), len(state)) + head + state
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        path = file_path(path)
+        temporary = f"{path}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as f:
                 f.write(_MAGIC + hashlib.sha256(body).digest() + body)
@@ -177,12 +185,13 @@ class Session:
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on from a saved session; a damaged or foreign file raises StateError and changes nothing."""
+        self._llm._check()
+        path = file_path(path)
         head, state = _read(path)
         try:
-            saved = json.loads(head)
-            messages, tokens = [_message(m) for m in saved["messages"]], [int(t) for t in saved["tokens"]]
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
-            raise errors.StateError(f"{path} is damaged: {e}") from None
+            messages, tokens = _parse_head(head)
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise errors.StateError(f"{path} is damaged: {e}\nhint: start a new conversation") from None
         self._end_answer()
         self._llm._driver.call(lambda: self._restore(tokens, state))
         self.messages = messages
@@ -214,7 +223,7 @@ class Session:
     def close(self) -> None:
         """Gives the KV cache back."""
         self._end_answer()
-        with contextlib.suppress(errors.Closed):
+        with contextlib.suppress(errors.Closed, errors.ForkedProcess):
             self._llm._driver.call(self._forgetting())
 
     def __enter__(self) -> Session:
@@ -265,10 +274,15 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes]:
     return head, state
 
 
-def _message(saved: Any) -> dict[str, Any]:
-    if not isinstance(saved, dict) or not isinstance(saved["role"], str):
-        raise ValueError("a message is not one")
-    return saved
+def _parse_head(head: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """(messages, tokens) of a saved session; ValueError, KeyError or TypeError for anything else."""
+    saved = json.loads(head)
+    messages, tokens = saved["messages"], saved["tokens"]
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+        raise ValueError("its messages are no list of messages")
+    if not isinstance(tokens, list) or not all(type(t) is int for t in tokens):
+        raise ValueError("its tokens are no list of ids")
+    return messages, tokens
 
 
 class SessionStream(Stream):

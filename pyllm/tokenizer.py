@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
+from . import errors
 from ._core import check, ffi, lib, new_error
 from .gguf import GGUF
 
@@ -23,9 +26,7 @@ class Tokenizer:
             out, err = ffi.new("pyllm_tokenizer **"), new_error()
             rc = lib.pyllm_tokenizer_new(gguf.handle, out, err)
             if rc == lib.PYLLM_ERR_UNSUPPORTED:
-                from .errors import UnsupportedTokenizer
-
-                raise UnsupportedTokenizer(ffi.string(err.message).decode("utf-8", "replace"))
+                raise errors.UnsupportedTokenizer(ffi.string(err.message).decode("utf-8", "replace"))
             check(rc, err)
         finally:
             if gguf is not path:
@@ -38,8 +39,24 @@ class Tokenizer:
         token: int = lib.pyllm_token_special(self._handle, kind)
         return token if token >= 0 else None
 
+    def _id(self, token: int) -> int:
+        try:
+            if 0 <= index(token) < self.n_vocab:
+                return index(token)
+        except TypeError:
+            pass
+        raise errors.ArgumentError(f"token id {reprlib.repr(token)} is not in the vocabulary of {self.n_vocab}")
+
+    def _ids(self, ids: Iterable[int]) -> list[int]:
+        try:
+            return [self._id(token) for token in ids]
+        except TypeError:
+            raise errors.ArgumentError(f"token ids are a list of integers, not {reprlib.repr(ids)}") from None
+
     def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of text. add_special: BOS and EOS as the model asks. parse_special: control tokens in the text become themselves."""
+        if not isinstance(text, (str, bytes)):
+            raise errors.ArgumentError(f"a text is a str or UTF-8 bytes, not {reprlib.repr(text)}")
         data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         err, room = new_error(), len(data) // 2 + 16
         while True:
@@ -54,35 +71,33 @@ class Tokenizer:
         return self.decode_bytes(ids, special).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int], special: bool = False) -> bytes:
-        tokens, err = ffi.new("int32_t[]", list(ids)), new_error()
+        tokens, err = ffi.new("int32_t[]", self._ids(ids)), new_error()
         n = check(lib.pyllm_detokenize(self._handle, tokens, len(tokens), special, ffi.NULL, 0, err), err)
         out = ffi.new("char[]", max(n, 1))
         check(lib.pyllm_detokenize(self._handle, tokens, len(tokens), special, out, n, err), err)
         return bytes(ffi.buffer(out, n))
 
     def token_bytes(self, token: int, special: bool = False) -> bytes:
-        """The bytes that one token adds to a text. Raises IndexError for ids outside of the vocabulary."""
+        """The bytes that one token adds to a text. Raises ArgumentError for ids outside of the vocabulary."""
         n = ffi.new("int64_t *")
-        p = lib.pyllm_token_bytes(self._handle, token, special, n)
-        if p == ffi.NULL:
-            raise IndexError(f"token id {token} is not in the vocabulary of {self.n_vocab}")
+        p = lib.pyllm_token_bytes(self._handle, self._id(token), special, n)
         return bytes(ffi.buffer(p, n[0]))
 
     def token_text(self, token: int) -> str:
         """The token as the vocabulary writes it."""
         n = ffi.new("int64_t *")
-        p = lib.pyllm_token_text(self._handle, token, n)
-        if p == ffi.NULL:
-            raise IndexError(f"token id {token} is not in the vocabulary of {self.n_vocab}")
+        p = lib.pyllm_token_text(self._handle, self._id(token), n)
         return bytes(ffi.buffer(p, n[0])).decode("utf-8", "replace")
 
     def is_end(self, token: int) -> bool:
         """Whether a reply ends with this token."""
-        return bool(lib.pyllm_token_is_end(self._handle, token))
+        return bool(lib.pyllm_token_is_end(self._handle, self._id(token)))
 
     def ids_containing(self, pieces: Sequence[str]) -> list[int]:
         """Tokens whose bytes hold one of the pieces."""
-        wanted = [p.encode() for p in pieces]
+        if isinstance(pieces, str) or not isinstance(pieces, Sequence) or not all(isinstance(p, str) for p in pieces):
+            raise errors.ArgumentError(f"pieces is {reprlib.repr(pieces)}, must be a list of strings")
+        wanted = [p.encode("utf-8", "surrogatepass") for p in pieces]
         found: list[int] = []
         for token in range(self.n_vocab):
             data = self.token_bytes(token)

@@ -13,6 +13,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#ifdef __APPLE__
+#define MTIME st_mtimespec
+#else
+#define MTIME st_mtim
+#endif
+
 enum { KV_MAX = 1 << 16, TENSORS_MAX = 1 << 17, PARTS_MAX = 4096, KEY_MAX = 65535, NAME_MAX_BYTES = 256, PATH_BYTES = 4096 };
 static const uint64_t header_max = 1ULL << 29;
 static const uint8_t value_bytes[13] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
@@ -27,6 +33,7 @@ typedef struct entry {          /* a key; offsets into the header bytes */
 typedef struct part {
     int fd;
     uint64_t size;
+    struct timespec written;    /* when the file was last changed before it was opened */
     uint8_t *header;
     uint64_t have, room;
     char *path;
@@ -55,6 +62,14 @@ static int bad(const reader *r, const char *what) {
                    (unsigned long long)r->at);
 }
 
+/* Size and time of the last change, as the system has them now. 0 if they are what they were at opening. */
+static int changed(const part *f) {
+    struct stat st;
+    if (fstat(f->fd, &st)) return -1;
+    return (uint64_t)st.st_size != f->size || st.MTIME.tv_sec != f->written.tv_sec || st.MTIME.tv_nsec != f->written.tv_nsec;
+}
+
+/* Whoever writes into an open model gets an error, never text from half a model: the look at the file comes after the reading. */
 static int read_at(const part *f, uint64_t at, uint64_t n, uint8_t *dst, pyllm_error *err) {
     while (n) {
         ssize_t got = pread(f->fd, dst, n < (1u << 30) ? (size_t)n : 1u << 30, (off_t)at);
@@ -66,7 +81,7 @@ static int read_at(const part *f, uint64_t at, uint64_t n, uint8_t *dst, pyllm_e
         dst += got;
         n -= (uint64_t)got;
     }
-    return 0;
+    return changed(f) ? err_set(err, PYLLM_ERR_IO, "%s was changed while it was in use\nhint: load the model again once it is complete", f->path) : 0;
 }
 
 /* Makes bytes [r->at, r->at + n) of the header available. */
@@ -279,14 +294,16 @@ static int name_keys(pyllm_gguf *g, pyllm_error *err) {
 static int open_part(pyllm_gguf *g, const char *path, pyllm_error *err) {
     part *f = &g->parts[g->n_parts];
     struct stat st;
-    *f = (part){.fd = open(path, O_RDONLY | O_CLOEXEC)};
+    *f = (part){.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};   /* a pipe must not make us wait */
     if (f->fd < 0) return err_set(err, PYLLM_ERR_IO, "%s: %s\nhint: check the path", path, strerror(errno));
     g->n_parts++;
     f->path = copy((const uint8_t *)path, strlen(path));
     if (!f->path) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while opening a file");
     if (fstat(f->fd, &st)) return err_set(err, PYLLM_ERR_IO, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(st.st_mode)) return err_set(err, PYLLM_ERR_IO, "%s is not a regular file", path);
+    if (!S_ISREG(st.st_mode))
+        return err_set(err, PYLLM_ERR_IO, "%s is %s\nhint: give the path of a GGUF file", path, S_ISDIR(st.st_mode) ? "a folder" : "not a regular file");
     f->size = (uint64_t)st.st_size;
+    f->written = st.MTIME;
     return 0;
 }
 
@@ -322,18 +339,43 @@ static void free_keys(entry *kv, int64_t n) {
     mem_free(kv);
 }
 
+/* What a file that does not begin like GGUF is, as far as its beginning tells. */
+static int not_gguf(const part *f, pyllm_error *err) {
+    static const struct { const char *begins, *is; } known[] = {
+        {"version https://git-lfs", "is a Git LFS pointer, not the model\nhint: fetch the model itself with: git lfs pull"},
+        {"PK", "is a zip archive, perhaps a PyTorch checkpoint\nhint: models must be converted to GGUF"},
+        {"<", "is a web page or XML, not a model\nhint: the download went wrong; fetch the file itself"},
+        {"tjgg", "is in a format from before GGUF\nhint: convert the model again with a current converter"},
+        {"lmgg", "is in a format from before GGUF\nhint: convert the model again with a current converter"},
+    };
+    char head[32] = {0};
+    if (!f->size) return err_set(err, PYLLM_ERR_FORMAT, "%s is empty\nhint: the file is incomplete; fetch it again", f->path);
+    TRY(read_at(f, 0, f->size < sizeof head ? f->size : sizeof head, (uint8_t *)head, err));
+    if (f->size < 24 && !memcmp(head, "GGUF", f->size < 4 ? (size_t)f->size : 4))
+        return err_set(err, PYLLM_ERR_FORMAT, "%s ends after %llu bytes\nhint: the file is incomplete; fetch it again", f->path, (unsigned long long)f->size);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strncmp(head, known[i].begins, strlen(known[i].begins))) return err_set(err, PYLLM_ERR_FORMAT, "%s %s", f->path, known[i].is);
+    if (!strncmp(head + 8, "{\"", 2)) return err_set(err, PYLLM_ERR_FORMAT, "%s is a safetensors file\nhint: models must be converted to GGUF", f->path);
+    return err_set(err, PYLLM_ERR_FORMAT, "%s is not a GGUF file\nhint: models must be in GGUF format", f->path);
+}
+
+/* Which of how many files it is, and the tensors of all of them; zeros in a file that stands alone. */
+typedef struct split { uint64_t no, count, tensors; } split;
+
 /* Reads the header of one file. The first part's keys become the set's; of later ones only the tensors are kept. */
-static int read_part(pyllm_gguf *g, uint64_t *split_no, uint64_t *split_count, pyllm_error *err) {
+static int read_part(pyllm_gguf *g, split *s, pyllm_error *err) {
     reader r = {&g->parts[g->n_parts - 1], 0, err};
     uint32_t magic, version;
     uint64_t n_tensors, n_kv;
-    if (r.f->size < 24) return err_set(err, PYLLM_ERR_FORMAT, "%s: %llu bytes are no GGUF file", r.f->path, (unsigned long long)r.f->size);
+    if (r.f->size < 24) return not_gguf(r.f, err);
     TRY(get_u32(&r, &magic));
     TRY(get_u32(&r, &version));
-    if (magic != 0x46554747u) return err_set(err, PYLLM_ERR_FORMAT, "%s: not a GGUF file\nhint: models must be in GGUF format", r.f->path);
+    if (magic != 0x46554747u) return not_gguf(r.f, err);
+    if (version == 0x02000000u || version == 0x03000000u)
+        return err_set(err, PYLLM_ERR_UNSUPPORTED, "%s is a big-endian GGUF file\nhint: convert the model again for little-endian machines", r.f->path);
     if (version != 2 && version != 3)
-        return err_set(err, PYLLM_ERR_UNSUPPORTED, "%s: GGUF version %u%s; versions 2 and 3 can be read", r.f->path, version,
-                       version == 0x02000000u || version == 0x03000000u ? " (big-endian)" : "");
+        return err_set(err, PYLLM_ERR_UNSUPPORTED, "%s: GGUF version %u; versions 2 and 3 can be read\nhint: convert the model again with a "
+                       "current converter", r.f->path, version);
     TRY(get_u64(&r, &n_tensors));
     TRY(get_u64(&r, &n_kv));
     if (n_kv > KV_MAX || n_kv > r.f->size / 13) return bad(&r, "more keys than the file can hold");
@@ -342,8 +384,8 @@ static int read_part(pyllm_gguf *g, uint64_t *split_no, uint64_t *split_count, p
     int64_t read = 0;
     int rc = get_keys(&r, kv, n_kv, &read);
     uint64_t align = rc ? 32 : get_number(r.f, kv, read, "general.alignment", 32);
-    *split_no = rc ? 0 : get_number(r.f, kv, read, "split.no", 0);
-    *split_count = rc ? 0 : get_number(r.f, kv, read, "split.count", 0);
+    *s = rc ? (split){0} : (split){get_number(r.f, kv, read, "split.no", 0), get_number(r.f, kv, read, "split.count", 0),
+                                   get_number(r.f, kv, read, "split.tensors.count", 0)};
     if (g->n_parts == 1) {
         g->kv = kv;
         g->n_kv = read;
@@ -365,27 +407,39 @@ static int split_path(const char *first, uint64_t no, uint64_t count, char *out,
     return 0;
 }
 
-static int open_all(pyllm_gguf *g, const char *path, pyllm_error *err) {
-    uint64_t no, count, n;
+static int open_rest(pyllm_gguf *g, const char *path, const split *set, pyllm_error *err) {
     char next[PATH_BYTES];
+    part *p = mem_realloc(g->parts, set->count * sizeof *p);
+    if (!p) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while opening %llu files", (unsigned long long)set->count);
+    g->parts = p;
+    for (uint64_t i = 1; i < set->count; i++) {
+        split s;
+        TRY(split_path(path, i, set->count, next, err));
+        TRY(open_part(g, next, err));
+        TRY(read_part(g, &s, err));
+        if (s.no != i || s.count != set->count || s.tensors != set->tensors)
+            return err_set(err, PYLLM_ERR_FORMAT, "%s says that it is file %llu of %llu with %llu tensors, not file %llu of %llu with %llu\n"
+                           "hint: put all files of one set into one folder, with their names as published", next, (unsigned long long)s.no + 1,
+                           (unsigned long long)s.count, (unsigned long long)s.tensors, (unsigned long long)i + 1, (unsigned long long)set->count,
+                           (unsigned long long)set->tensors);
+    }
+    if (set->tensors && set->tensors != (uint64_t)g->n_tensors)
+        return err_set(err, PYLLM_ERR_FORMAT, "%s: the %llu files of the set hold %lld tensors, they should hold %llu\n"
+                       "hint: the files are of different sets; fetch them again", path, (unsigned long long)set->count, (long long)g->n_tensors,
+                       (unsigned long long)set->tensors);
+    return 0;
+}
+
+static int open_all(pyllm_gguf *g, const char *path, pyllm_error *err) {
+    split set;
     g->parts = mem_array(1, sizeof *g->parts);
     if (!g->parts) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while opening a file");
     TRY(open_part(g, path, err));
-    TRY(read_part(g, &no, &count, err));
-    if (no || count > PARTS_MAX)
-        return err_set(err, PYLLM_ERR_ARG, "%s is file %llu of a set of %llu\nhint: open the set's first file", path, (unsigned long long)no + 1,
-                       (unsigned long long)count);
-    if (count > 1) {
-        part *p = mem_realloc(g->parts, count * sizeof *p);
-        if (!p) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while opening %llu files", (unsigned long long)count);
-        g->parts = p;
-        for (uint64_t i = 1; i < count; i++) {
-            TRY(split_path(path, i, count, next, err));
-            TRY(open_part(g, next, err));
-            TRY(read_part(g, &no, &n, err));
-            if (no != i || n != count) return err_set(err, PYLLM_ERR_FORMAT, "%s says it is file %llu of %llu", next, (unsigned long long)no + 1, (unsigned long long)n);
-        }
-    }
+    TRY(read_part(g, &set, err));
+    if (set.no || set.count > PARTS_MAX)
+        return err_set(err, PYLLM_ERR_ARG, "%s is file %llu of a set of %llu\nhint: open the set's first file", path,
+                       (unsigned long long)set.no + 1, (unsigned long long)set.count);
+    if (set.count > 1) TRY(open_rest(g, path, &set, err));
     TRY(name_keys(g, err));
     for (int64_t i = 0; i < g->n_tensors; i++) g->tensors[i].name = g->tensor_names[i];
     return index_tensors(g, err);
@@ -434,6 +488,7 @@ int gguf_reopen(const pyllm_gguf *g, pyllm_gguf **out, pyllm_error *err) {
         }
         n->n_parts++;
         f->size = g->parts[i].size;
+        f->written = g->parts[i].written;
         f->path = copy((const uint8_t *)g->parts[i].path, strlen(g->parts[i].path));
         if (!f->path) rc = err_set(err, PYLLM_ERR_MEMORY, "out of memory while keeping the model file open");
     }

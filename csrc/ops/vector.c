@@ -64,8 +64,8 @@ static void embed_row(void *ctx, int64_t r, int worker) {
 int run_embed(const op_ctx *c, const step *s) {
     int rc = run_rows_of(c, s, embed_row, c->b->n_rows);
     if (rc && c->err && !c->err->code)
-        return err_set(c->err, rc, "the embedding rows of %s cannot be read any more\nhint: the model file changed or vanished; load it again",
-                       c->weights[s->p[EMBED_W].id[0]].name);
+        return err_set(c->err, rc, "%s: the rows of %s cannot be read any more\nhint: the file was changed while it was in use; load the model again",
+                       gguf_path(c->file), c->weights[s->p[EMBED_W].id[0]].name);
     return rc;
 }
 

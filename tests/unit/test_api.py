@@ -390,32 +390,6 @@ def test_idle_sessions_give_way(smollm2: Path) -> None:
         assert more.tokens == llm.chat(sessions[0].messages[:-1], temperature=0, max_tokens=4).tokens
 
 
-# ---- the file under a running model ----
-
-@pytest.mark.parametrize("how", ["truncate", "overwrite", "replace", "delete"])
-def test_the_file_changes_while_streams_run(smollm2: Path, tmp_path: Path, how: str) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(smollm2.read_bytes())
-    with pyllm.LLM(path, ctx=256) as llm:
-        want = [llm.chat(p, temperature=0, max_tokens=40).tokens for p in PROMPTS[:4]]
-        streams = [iter(llm.stream(p, temperature=0, max_tokens=40)) for p in PROMPTS[:4]]
-        text = [next(s).text for s in streams]
-        if how == "truncate":
-            os.truncate(path, 1000)
-        elif how == "overwrite":
-            with open(path, "r+b") as f:
-                f.write(os.urandom(50 << 20))
-        elif how == "replace":
-            (tmp_path / "new").write_bytes(b"not a model")
-            os.replace(tmp_path / "new", path)
-        else:
-            path.unlink()
-        text = [first + "".join(c.text for c in s) for first, s in zip(text, streams, strict=True)]
-        assert text == [llm.detokenize(t) for t in want]
-    with pytest.raises(pyllm.Error):
-        pyllm.LLM(path, ctx=256).chat("Hello", max_tokens=1)
-
-
 # ---- figures ----
 
 def test_first_token_comes_quickly(smollm2: Path) -> None:

@@ -19,13 +19,18 @@ def runtime(name: str) -> str:
     return subprocess.run(["cc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def sanitized(sanitizers: str, folder: Path) -> dict[str, str]:
+    """The environment of a build under these sanitizers."""
+    env = build(folder / "build", f"-fsanitize={sanitizers} -fno-sanitize-recover=undefined -O1 -g", f"-fsanitize={sanitizers}")
+    # minijinja is built without the sanitizer, so its own locks are invisible.
+    (folder / "suppressions").write_text("called_from_lib:_lowlevel\nrace:_lowlevel\n")
+    return env | {"LD_PRELOAD": runtime(PRELOAD[sanitizers]), "ASAN_OPTIONS": "detect_leaks=0",
+                  "TSAN_OPTIONS": f"suppressions={folder}/suppressions", "OPENBLAS_NUM_THREADS": "1"}
+
+
 @pytest.mark.parametrize("sanitizers", PRELOAD)
 def test_many_clients(sanitizers: str, tmp_path: Path) -> None:
-    env = build(tmp_path / "build", f"-fsanitize={sanitizers} -fno-sanitize-recover=undefined -O1 -g", f"-fsanitize={sanitizers}")
-    env |= {"LD_PRELOAD": runtime(PRELOAD[sanitizers]), "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1",
-            "TSAN_OPTIONS": f"suppressions={tmp_path}/suppressions"}
-    # minijinja is built without the sanitizer, so its own locks are invisible.
-    (tmp_path / "suppressions").write_text("called_from_lib:_lowlevel\nrace:_lowlevel\n")
+    env = sanitized(sanitizers, tmp_path)
     files = [str(golden_file(name, tmp_path)) for name in ("llama", "gemma3")]
     # Older sanitizer runtimes do not know addresses as random as newer kernels make them.
     command = ["setarch", platform.machine(), "-R", sys.executable, str(Path(__file__).with_name("sanitizer_driver.py")), *files]

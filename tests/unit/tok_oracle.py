@@ -98,6 +98,11 @@ def with_pre(data: bytes, pre: str) -> bytes:
 
 def read_metadata(data: bytes) -> dict[str, Any]:
     """Keys and values of a GGUF, by a reader that shares nothing with pyllm's."""
+    return read_header(data)[0]
+
+
+def read_header(data: bytes) -> tuple[dict[str, Any], dict[str, tuple[int, list[int], int]]]:
+    """Metadata, and by tensor name (type id, sizes with the contiguous one first, place of the data in the file)."""
     at = 24
 
     def take(fmt: str) -> Any:
@@ -124,13 +129,18 @@ def read_metadata(data: bytes) -> dict[str, Any]:
         at += struct.calcsize(fmt)
         return list(struct.unpack_from(fmt, data, at - struct.calcsize(fmt)))
 
-    magic, version, _tensors, n = struct.unpack_from("<4sIQQ", data)
+    magic, version, n_tensors, n = struct.unpack_from("<4sIQQ", data)
     assert magic == b"GGUF" and version in (2, 3)
     found = {}
     for _ in range(n):
         key = text()
         found[key] = value(take("I"))
-    return found
+    tensors = {}
+    for _ in range(n_tensors):
+        name, shape = text(), [take("Q") for _ in range(take("I"))]
+        tensors[name] = (take("I"), shape, take("Q"))
+    begin = -(-at // (align := found.get("general.alignment", 32))) * align
+    return found, {name: (kind, shape, begin + offset) for name, (kind, shape, offset) in tensors.items()}
 
 
 def hf_bpe(meta: dict[str, Any], family: str) -> Tokenizer:
