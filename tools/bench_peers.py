@@ -6,8 +6,8 @@
 The peer is llama-cpp-python, built here with the native instruction set in its own environment, driven through its low-level calls. Both
 models stay loaded; a round times one, then the other, the first of the two alternating. A figure is the median of the rounds' ratios
 (ours / theirs, above 1 = faster), with the quartiles; absolute speeds are medians and drift. Rounds wait for an idle machine. Tests: ppN, a
-prompt of N tokens; tgN, N tokens one by one; @D behind either: after D tokens. Decoding also gets its share of the memory bandwidth, measured
-in the same rounds: tokens/s times the bytes of tensors read for a token.
+prompt of N tokens; tgN, N tokens one by one; @D behind either: after D tokens. Decoding also gets its share of the memory bandwidth,
+measured in the same rounds: tokens/s times the bytes of tensors read for a token.
 """
 
 from __future__ import annotations
