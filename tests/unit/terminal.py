@@ -34,9 +34,9 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.fd, keys.encode())
 
-    def wait(self, pattern: str) -> str:
+    def wait(self, pattern: str, patience: float = PATIENCE) -> str:
         """What was shown since the last wait up to the end of the first match."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while not (match := re.search(pattern, self.text[self._read:], re.S)):
             assert self._more(end), f"{pattern!r} did not come: {self.text[self._read:]!r}"
         shown = self.text[self._read:self._read + match.end()]
@@ -46,6 +46,15 @@ class Terminal:
     def ask(self, line: str, pattern: str) -> str:
         self.type(line + "\r")
         return self.wait(pattern)
+
+    def interrupt(self, pattern: str) -> str:
+        """Ctrl-C at a prompt of readline. Python's loop around it misses a signal between the prompt and its waiting, until the next one."""
+        self.type("\x03")
+        try:
+            return self.wait(pattern, 30)
+        except AssertionError:
+            self.type("\x03")
+            return self.wait(pattern)
 
     def exit_code(self) -> int:
         """Waits for the end."""
