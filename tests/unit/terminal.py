@@ -48,7 +48,7 @@ class Terminal:
         return self.wait(pattern)
 
     def interrupt(self, pattern: str) -> str:
-        """Ctrl-C at a prompt of readline. Python's loop around it misses a signal between the prompt and its waiting, until the next one."""
+        """Ctrl-C at a prompt of readline. Python misses a signal between showing the prompt and waiting for keys, until the next one."""
         self.type("\x03")
         try:
             return self.wait(pattern, 30)
