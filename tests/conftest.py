@@ -4,6 +4,8 @@ and real models from the cache: SmolLM2 is fetched when needed, the others by to
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,12 @@ MODELS = {
     "qwen2.5-coder-0.5b": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     "qwen2.5-coder-1.5b": "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Python puts the current folder first: child processes started in the checkout would import its sources, not what was installed."""
+    os.chdir(tmp_path_factory.mktemp("cwd"))
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +47,11 @@ def model_path(name: str) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     return model_path("smollm2")
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """The environment of a build under sanitizers ("thread" or "address,undefined"), made once a session."""
+    from variant import build_sanitized
+
+    return cache(lambda sanitizers: build_sanitized(tmp_path_factory.mktemp(sanitizers.replace(",", "-")), sanitizers))

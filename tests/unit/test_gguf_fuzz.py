@@ -8,16 +8,11 @@ import platform
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_gguf
-from test_sanitizers import sanitized
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return sanitized("address,undefined", tmp_path_factory.mktemp("asan"))
 
 
 def model_file(folder: Path, tied: bool) -> tuple[Path, int]:
@@ -36,7 +31,8 @@ def model_file(folder: Path, tied: bool) -> tuple[Path, int]:
 
 @pytest.mark.parametrize("n", [pytest.param(0, marks=pytest.mark.slow, id="all"), pytest.param(500, id="sample")])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_damaged_headers(environment: dict[str, str], tmp_path: Path, tied: bool, n: int) -> None:
+def test_damaged_headers(sanitized: Callable[[str], dict[str, str]], tmp_path: Path, tied: bool, n: int) -> None:
+    environment = sanitized("address,undefined")
     path, header = model_file(tmp_path, tied)
     assert 8000 < header < 10_000
     seed = random.randrange(1 << 32)
