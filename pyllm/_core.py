@@ -19,11 +19,11 @@ def _open() -> tuple[Any, Any]:
 
         lib = ffi.dlopen(str(path))
     except (ImportError, OSError) as e:
-        raise ImportError(f"pyllm's native library {path} cannot be loaded: {e}\n"
-                          "hint: install a wheel for this platform, or build with `pip install .` and a C compiler") from e
+        raise errors.LibraryError(f"pyllm's native library {path} cannot be loaded: {e}\n"
+                                  "hint: install a wheel for this platform, or build with `pip install .` and a C compiler") from e
     if lib.pyllm_abi_version() != ABI_VERSION:
-        raise ImportError(f"{path} has ABI version {lib.pyllm_abi_version()}, this package needs {ABI_VERSION}\n"
-                          "hint: rebuild or reinstall pyllm")
+        raise errors.LibraryError(f"{path} has ABI version {lib.pyllm_abi_version()}, this package needs {ABI_VERSION}\n"
+                                  "hint: rebuild or reinstall pyllm")
     return ffi, lib
 
 

@@ -20,6 +20,10 @@ class OutOfMemory(Error, MemoryError):
     """Memory or threads ran out, or a load would not fit; nothing was changed."""
 
 
+class LibraryError(Error, ImportError):
+    """pyllm's native library is missing, cannot be loaded, or is of another version."""
+
+
 class FileError(Error, OSError):
     """The system refused to open, read or write a file."""
 

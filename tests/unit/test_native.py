@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -78,6 +80,17 @@ def test_import_is_quick_and_silent(tmp_path: Path) -> None:
     runs = [subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True) for _ in range(5)]
     assert {run.stderr for run in runs} == {""}
     assert min(float(run.stdout) for run in runs) < 0.1
+
+
+def test_missing_library_is_explained(tmp_path: Path) -> None:
+    """A package without its library: an ImportError for those who import it, a message without traceback for users of the command."""
+    shutil.copytree(Path(pyllm.__file__).parent, tmp_path / "pyllm", ignore=shutil.ignore_patterns(_NAME))
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    code = "import pyllm\ntry: pyllm.LLM\nexcept ImportError as e: assert isinstance(e, pyllm.Error) and e.hint, e; print('explained')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout == "explained\n"
+    done = subprocess.run([sys.executable, "-m", "pyllm", "bench", "x.gguf"], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith("error: pyllm's native library") and "hint:" in done.stderr
 
 
 def test_sources_keep_to_their_layers() -> None:
