@@ -62,13 +62,26 @@ static int64_t now_ns(void) {
 
 int cancelled(const volatile int32_t *flag) { return flag && __atomic_load_n(flag, __ATOMIC_RELAXED); }
 
+/* Takes items [*first, returned end) off the job; 0 if none is left. The more there are, the more a worker takes: neighbours in memory then
+   stream past without a gap, and the last pieces are small, so that a slow worker delays the others little. */
+static int64_t claim(pool *p, int64_t *first) {
+    long long i = atomic_load_explicit(&p->next, memory_order_relaxed), end;
+    do {
+        if (i >= p->items) return 0;
+        int64_t n = (p->items - i) / (2 * p->n);
+        if (n < p->grain) n = p->grain;
+        end = p->items - i > n ? i + n : p->items;
+    } while (!atomic_compare_exchange_weak_explicit(&p->next, &i, end, memory_order_relaxed, memory_order_relaxed));
+    *first = i;
+    return end;
+}
+
 static void work(pool *p, int worker) {
-    while (!cancelled(p->cancel)) {
-        int64_t i = atomic_fetch_add_explicit(&p->next, p->grain, memory_order_relaxed);
-        int64_t end = p->items - i > p->grain ? i + p->grain : p->items;
-        if (i >= p->items) return;
-        for (; i < end; i++) p->fn(p->ctx, i, worker);
-    }
+    for (int64_t i, end; (end = claim(p, &i));)
+        for (; i < end; i++) {
+            if (cancelled(p->cancel)) return;
+            p->fn(p->ctx, i, worker);
+        }
 }
 
 /* ---- helpers ---- */

@@ -12,7 +12,7 @@ pool *pool_new(int n);
 void pool_free(pool *p);
 int pool_size(const pool *p);
 
-/* Calls fn(ctx, item, worker) once for every item in [0, n), handed out in ascending chunks of `grain` from a shared counter, and
+/* Calls fn(ctx, item, worker) once for every item in [0, n), handed out in ascending runs, long ones first and none below `grain`, and
    returns when all are done. Items must be independent. When *cancel becomes non-zero the remaining items are not started
    (cancel may be NULL). Called by one thread at a time. The float environment of every worker is nearest-even, no FTZ/DAZ. */
 typedef void (*pool_fn)(void *ctx, int64_t item, int worker);

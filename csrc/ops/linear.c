@@ -105,9 +105,9 @@ typedef struct linear_job {
     product p[OP_MAX];
 } linear_job;
 
-/* Groups a work item: about eight items a worker when the matrix is small, at most BLOCK_BYTES of weights. */
+/* Groups a work item: about four items a worker when the matrix is small, at most BLOCK_BYTES of weights. */
 static int64_t block_groups(const weight *w, int workers) {
-    int64_t groups = (w->n + GROUP - 1) / GROUP, fair = groups / (8 * workers), fit = BLOCK_BYTES / (int64_t)w->group_bytes;
+    int64_t groups = (w->n + GROUP - 1) / GROUP, fair = groups / (4 * workers), fit = BLOCK_BYTES / (int64_t)w->group_bytes;
     int64_t b = fair < fit ? fair : fit;
     return b < 1 ? 1 : b > BLOCK_GROUPS_MAX ? BLOCK_GROUPS_MAX : b;
 }
