@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-typedef struct field { uint8_t offset, width, count, fifth_bits; } field;
+typedef struct field { uint8_t offset, width, count; } field;
 
 /* Fields of a file block in packed order (4-byte fields first where there are any); count 0 ends the list. */
 static const field layouts[QTYPE_COUNT][5] = {
@@ -11,8 +11,8 @@ static const field layouts[QTYPE_COUNT][5] = {
     [QTYPE_BF16] = {{0, 2, 1}},
     [QTYPE_Q4_0] = {{2, 4, 4}, {0, 2, 1}},                              /* qs, d */
     [QTYPE_Q4_1] = {{4, 4, 4}, {0, 2, 2}},                              /* qs, d and m */
-    [QTYPE_Q5_0] = {{6, 4, 4}, {2, 4, 1, 1}, {0, 2, 1}},                /* qs, qh, d */
-    [QTYPE_Q5_1] = {{8, 4, 4}, {4, 4, 1, 1}, {0, 2, 2}},                /* qs, qh, d and m */
+    [QTYPE_Q5_0] = {{6, 4, 4}, {2, 4, 1}, {0, 2, 1}},                   /* qs, qh, d */
+    [QTYPE_Q5_1] = {{8, 4, 4}, {4, 4, 1}, {0, 2, 2}},                   /* qs, qh, d and m */
     [QTYPE_Q8_0] = {{2, 4, 8}, {0, 2, 1}},                              /* qs, d */
     [QTYPE_IQ4_NL] = {{2, 4, 4}, {0, 2, 1}},                            /* qs, d */
     [QTYPE_MXFP4] = {{1, 4, 4}, {0, 1, 1}},                             /* qs, e */
@@ -33,6 +33,8 @@ size_t pack_group_bytes(uint32_t type, int64_t k) { return (size_t)(k / qtype_ge
 
 /* Q5_0 and Q5_1 keep the fifth bit of element e in bit e of a dword. Packed, it is bit e/4 of byte e%4: a shift and a mask then give the fifth
    bits of four neighbours, as in Q5_K. */
+static int is_fifth_bits(uint32_t type, const field *f) { return (type == QTYPE_Q5_0 || type == QTYPE_Q5_1) && f->width == 4 && f->count == 1; }
+
 static uint32_t spread_bits(uint32_t x) {
     uint32_t out = 0;
     for (int b = 0; b < 4; b++) {
@@ -62,11 +64,11 @@ static void copy_spread(uint8_t *dst, const uint8_t *src, uint32_t (*change)(uin
     memcpy(dst, &x, 4);
 }
 
-static void transpose(const uint8_t *const *rows, size_t at, const field *f, uint8_t *dst) {
+static void transpose(const uint8_t *const *rows, size_t at, const field *f, int fifth_bits, uint8_t *dst) {
     for (int e = 0; e < f->count; e++, at += f->width, dst += f->width * GROUP)
         for (int r = 0; r < GROUP; r++) switch (f->width) {
             case 4:
-                if (f->fifth_bits) copy_spread(dst + 4 * r, rows[r] + at, spread_bits);
+                if (fifth_bits) copy_spread(dst + 4 * r, rows[r] + at, spread_bits);
                 else memcpy(dst + 4 * r, rows[r] + at, 4);
                 break;
             case 2: memcpy(dst + 2 * r, rows[r] + at, 2); break;
@@ -86,7 +88,7 @@ void pack_group(uint32_t type, const uint8_t *src, size_t row_bytes, int n_rows,
         if (!layouts[type][0].width)
             for (int r = 0; r < GROUP; r++, at += bytes) memcpy(at, rows[r], bytes);
         for (const field *f = layouts[type]; f->count; f++) {
-            transpose(rows, f->offset, f, at);
+            transpose(rows, f->offset, f, is_fifth_bits(type, f), at);
             at += (size_t)f->width * f->count * GROUP;
         }
         memset(at, 0, (size_t)(dst + column - at));
@@ -101,7 +103,7 @@ void unpack_row(uint32_t type, const uint8_t *group, int r, int64_t k, uint8_t *
         if (!layouts[type][0].width) memcpy(dst, group + (size_t)r * bytes, bytes);
         for (const field *f = layouts[type]; f->count; f++)
             for (int e = 0; e < f->count; e++, src += f->width * GROUP)
-                if (f->fifth_bits) copy_spread(dst + f->offset, src + r * 4, gather_bits);
+                if (is_fifth_bits(type, f)) copy_spread(dst + f->offset, src + r * 4, gather_bits);
                 else memcpy(dst + f->offset + e * f->width, src + r * f->width, f->width);
     }
 }
