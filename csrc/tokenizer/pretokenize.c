@@ -153,7 +153,19 @@ static int64_t match_ascii3(const codepoints *t, int64_t i, int64_t end) {
     return i + 3;
 }
 
+/* Falcon's published step knows the punctuation of Unicode 8. First and last code point of what became punctuation later. */
+static const uint32_t later_punct[][2] = {
+    {0x61d, 0x61d}, {0x9fd, 0x9fd}, {0xa76, 0xa76}, {0xc77, 0xc77}, {0xc84, 0xc84}, {0x1b4e, 0x1b4f}, {0x1b7d, 0x1b7f}, {0x2e43, 0x2e4f},
+    {0x2e52, 0x2e5d}, {0x10d6e, 0x10d6e}, {0x10ead, 0x10ead}, {0x10f55, 0x10f59}, {0x10f86, 0x10f89}, {0x113d4, 0x113d8}, {0x1144b, 0x1144f},
+    {0x1145a, 0x1145d}, {0x11660, 0x1166c}, {0x116b9, 0x116b9}, {0x1183b, 0x1183b}, {0x11944, 0x11946}, {0x119e2, 0x119e2}, {0x11a3f, 0x11a46},
+    {0x11a9a, 0x11aa2}, {0x11b00, 0x11b09}, {0x11be1, 0x11be1}, {0x11c41, 0x11c45}, {0x11c70, 0x11c71}, {0x11ef7, 0x11ef8}, {0x11f43, 0x11f4f},
+    {0x11fff, 0x11fff}, {0x12ff1, 0x12ff2}, {0x16d6d, 0x16d6f}, {0x16e97, 0x16e9a}, {0x16fe2, 0x16fe2}, {0x1e5ff, 0x1e5ff}, {0x1e95e, 0x1e95f}};
+
 static int is_falcon_punct(const codepoints *t, int64_t i) {
+    uint32_t c = t->cp[i];
+    if (c == 0x166d || c == 0x111c9) return 1;          /* was punctuation then */
+    for (size_t r = 0; c >= 0x61d && r < sizeof later_punct / sizeof *later_punct; r++)
+        if (c >= later_punct[r][0] && c <= later_punct[r][1]) return 0;
     return t->class[i] == U_P || (t->cp[i] < 128 && t->class[i] == U_S);
 }
 static int64_t match_punct_run(const codepoints *t, int64_t i, int64_t end) { return run_of(t, i, end, is_falcon_punct); }

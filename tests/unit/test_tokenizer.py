@@ -7,6 +7,7 @@ import os
 import random
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def test_byte_level_families(family: str, unpack: Unpack) -> None:
 @pytest.mark.parametrize("family", tok_oracle.FAMILIES)
 def test_byte_level_families_at_length(family: str, unpack: Unpack) -> None:
     check_family(family, unpack, random.randrange(1 << 32), 10_000)
+
+
+def test_falcon_knows_the_punctuation_of_its_time(unpack: Unpack) -> None:
+    """Every code point of today's punctuation, between a control character and a letter."""
+    path = unpack("falcon")
+    hf = tok_oracle.hf_bpe(tok_oracle.read_metadata(path.read_bytes()), "falcon")
+    tokenizer = pyllm.Tokenizer(path)
+    points = [c for c in range(0x80, 0x110000) if unicodedata.category(chr(c))[0] == "P"] + [0x166D, 0x111C9]
+    wrong = [hex(c) for c in points if tokenizer.encode(t := f" \x11{chr(c)}a", add_special=False)
+             != hf.encode(t, add_special_tokens=False).ids]
+    assert len(points) > 700 and not wrong, wrong
 
 
 def sentencepiece_oracle(meta: dict[str, Any]) -> Callable[[str], list[int]]:
