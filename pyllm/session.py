@@ -212,7 +212,7 @@ class Session:
         llm._slots.add(slot)
 
     def _fill(self, seq: int, state: bytes) -> None:
-        """Restores the cache; when pages run out, others give theirs, this session's old ones among them."""
+        """Restores the cache; when pages run out, others give theirs, the conversation's own old ones among them."""
         while True:
             try:
                 return self._llm._engine.restore(seq, state)
@@ -237,7 +237,7 @@ class Session:
             self._llm._driver.post(self._forgetting())
 
     def _forgetting(self) -> Callable[[], None]:
-        """The engine's thread gives the sequence back; what it runs must not keep the model or this session alive."""
+        """The engine's thread gives the sequence back; what it runs must not keep the model or the Session alive."""
         engine, slots, slot = self._llm._engine, self._llm._slots, self._slot
 
         def forget() -> None:
