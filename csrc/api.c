@@ -31,6 +31,9 @@ const char *pyllm_kernel_name(const char *level, int k) {
     return t && k >= 0 && k < t->n_names ? t->names[k] : NULL;
 }
 
+uint64_t pyllm_float_env_enter(void) { return fpenv_enter(); }
+void pyllm_float_env_restore(uint64_t saved) { fpenv_restore(saved); }
+
 int pyllm_threads_default(void) { return threads_default(); }
 
 int pyllm_read_bandwidth(int n_threads, int64_t bytes, double *bytes_per_s, pyllm_error *err) {
@@ -114,13 +117,16 @@ const char *pyllm_model_kernel(const pyllm_model *m, int k) {
     return k < 0 ? NULL : m->kernel_names[k];
 }
 
-int pyllm_engine_plan(const pyllm_gguf *g, const char *text, int64_t len, const pyllm_engine_params *p, int64_t *kv_bytes,
-                      int64_t *activation_bytes, pyllm_error *err) {
+static int plan(const pyllm_gguf *g, const char *text, int64_t len, const pyllm_engine_params *p, int64_t *kv, int64_t *act, pyllm_error *err) {
     tape t;
     TRY(tape_parse(text, len, g, &t, err));
-    int rc = engine_plan(&t, p, kv_bytes, activation_bytes, err);
+    int rc = engine_plan(&t, p, kv, act, err);
     tape_free(&t);
     return rc;
+}
+int pyllm_engine_plan(const pyllm_gguf *g, const char *text, int64_t len, const pyllm_engine_params *p, int64_t *kv_bytes,
+                      int64_t *activation_bytes, pyllm_error *err) {
+    COMPUTE(int, plan(g, text, len, p, kv_bytes, activation_bytes, err));
 }
 int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out, pyllm_error *err) {
     NEED(m && p && out, "engine_new: model, parameters and out must not be NULL");

@@ -53,6 +53,12 @@ int pyllm_threads_default(void);
    buffer of `bytes` (at least 1 MB; take several times the size of the caches), which is taken and given back. */
 int pyllm_read_bandwidth(int n_threads, int64_t bytes, double *bytes_per_s, pyllm_error *err);
 
+/* ---- float environment: rounding to nearest, subnormals kept --------------------------------------------------------
+   Every function here that computes sets it and gives the caller's back. Callers whose own arithmetic goes on a tape or into
+   parameters set it too: enter returns what restore takes. Of the calling thread. */
+uint64_t pyllm_float_env_enter(void);
+void pyllm_float_env_restore(uint64_t saved);
+
 /* ---- deterministic mathematics (base/math): the only source of transcendental numbers on a tape -------------------- */
 double pyllm_math_exp(double x);
 double pyllm_math_log(double x);

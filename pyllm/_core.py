@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,16 @@ def _open() -> tuple[Any, Any]:
 
 
 ffi, lib = _open()
+
+
+@contextmanager
+def steady_floats() -> Iterator[None]:
+    """Rounding to nearest with subnormals kept, whatever the host has set: around Python arithmetic that the engine's numbers come from."""
+    saved = lib.pyllm_float_env_enter()
+    try:
+        yield
+    finally:
+        lib.pyllm_float_env_restore(saved)
 
 
 def new_error() -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import errors, hparams, rope
+from ._core import steady_floats
 from .hparams import Config
 from .models import Arch, families
 
@@ -39,6 +40,7 @@ def tape_text(gguf: File, ctx: int | None = None) -> str:
     return build(gguf, ctx)[0]
 
 
+@steady_floats()
 def build(gguf: File, ctx: int | None = None) -> tuple[str, Config]:
     """The tape and the checked hyperparameters. Raises UnsupportedModel or FormatError, naming the file."""
     arch = find_family(gguf)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import errors
-from ._core import check, ffi, lib, new_error
+from ._core import check, ffi, lib, new_error, steady_floats
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -111,6 +111,7 @@ def _bias_pairs(bias: Mapping[int, float]) -> list[tuple[int, float]]:
 class Sampler:
     """Owns one C sampler. Raises ArgumentError for parameters out of range."""
 
+    @steady_floats()        # numbers become f32 here
     def __init__(self, options: Options, tokenizer: Tokenizer, n_vocab: int) -> None:
         s = ffi.new("pyllm_sampling *")
         lib.pyllm_sampling_defaults(s)

@@ -56,7 +56,7 @@ def test_a_hundred_tasks_get_what_they_get_alone(llm: pyllm.LLM, solo: list[pyll
     assert [r.tokens for r in asyncio.run(all_of_them())] == [solo[i % 20].tokens for i in range(100)]
 
 
-def test_threads_and_tasks_of_all_kinds_at_once(llm: pyllm.LLM, solo: list[pyllm.Reply]) -> None:
+def test_threads_of_all_kinds_at_once(llm: pyllm.LLM, solo: list[pyllm.Reply]) -> None:
     logits = llm.logits([1, 2, 3, 4, 5] * 30)
     wrong: list[str] = []
 
@@ -108,9 +108,10 @@ def test_leaving_a_stream_frees_its_place(llm: pyllm.LLM) -> None:
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_cancelling_returns_at_once(llm: pyllm.LLM, alone: bool) -> None:
-    """A prompt of 2,000 tokens takes most of a second; whoever leaves has control back within 50 ms, and neighbours keep their text."""
+    """A prompt of 2,000 tokens takes most of a second; whoever leaves has control back within 50 ms, the next request its answer within
+    100 ms, and neighbours keep their text."""
     neighbour = None if alone else ThreadPoolExecutor(1).submit(llm.chat, "Name three colours.", temperature=0, max_tokens=30)
-    waits = []
+    waits, answers = [], [0.0]
     for delay in (0.02, 0.05, 0.1):
         stream = llm.stream_complete([5 + i % 1000 for i in range(2000)], max_tokens=40)
         time.sleep(delay)
@@ -119,8 +120,8 @@ def test_cancelling_returns_at_once(llm: pyllm.LLM, alone: bool) -> None:
         waits.append(time.perf_counter() - begin)
         if alone:                       # the running step stops too: the next request does not wait for it
             llm.complete([1, 2, 3], max_tokens=1)
-            waits.append((time.perf_counter() - begin) / 2)
-    assert max(waits) < 0.05, waits
+            answers.append(time.perf_counter() - begin)
+    assert max(waits) < 0.05 and max(answers) < 0.1, (waits, answers)
     if neighbour is not None:
         assert neighbour.result().text == llm.chat("Name three colours.", temperature=0, max_tokens=30).text
 

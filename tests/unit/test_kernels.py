@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from pyllm._core import ffi, lib
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +32,34 @@ def test_native() -> None:
     levels = out.split("levels: ")[1].splitlines()[0].split()
     assert levels[0] == "ref"
     assert passed(out) > 10000 * len(levels)
+
+
+# What a level needs, as the kernel of the system names it. On ARM neon is part of the architecture.
+FLAGS = {"avx2": {"avx2", "fma", "f16c"}, "avx512vnni": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
+# Types with kernels of their own on every level above ref.
+FAST_TYPES = ("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4").split()
+
+
+def test_levels_are_what_the_cpu_has() -> None:
+    """A level that got lost would otherwise just not be tested."""
+    levels = ffi.string(lib.pyllm_cpu_levels()).decode().split()
+    if platform.machine() == "x86_64":
+        found = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
+        assert found
+        assert levels == ["ref", *(level for level, need in FLAGS.items() if need <= set(found[1].split()))]
+    else:
+        assert levels == ["ref", "neon"] and platform.machine() == "aarch64"
+
+
+def test_every_level_has_its_own_kernels() -> None:
+    for level in ffi.string(lib.pyllm_cpu_levels()).decode().split():
+        names: list[str] = []
+        while (name := lib.pyllm_kernel_name(level.encode(), len(names))) != ffi.NULL:
+            names.append(ffi.string(name).decode())
+        foreign = {name for name in names if not name.endswith("_" + level)}
+        slow_types = {f"matmul_{t}" for t in ("iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s tq1_0 tq2_0 nvfp4 q1_0 q2_0").split()}
+        assert {f"matmul_{t}=matmul_{t}_{level}" for t in FAST_TYPES} <= set(names)
+        assert {name.split("=")[0] for name in foreign} <= slow_types | {"angles"}
 
 
 @pytest.mark.slow
