@@ -10,7 +10,7 @@
 #include "formats/formats.h"
 #include "tokenizer/tokenizer.h"
 
-enum { ABI_VERSION = 1 };
+enum { ABI_VERSION = 2 };
 
 #define NEED(cond, text) do { if (!(cond)) return err_set(err, PYLLM_ERR_ARG, text); } while (0)
 

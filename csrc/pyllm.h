@@ -165,7 +165,7 @@ typedef struct pyllm_engine_params {
     int32_t pad;
 } pyllm_engine_params;
 
-/* KV and activation bytes that an engine with these parameters takes. */
+/* KV and activation bytes that an engine with these parameters takes; page tables (4 bytes a page, sequence and window) come on top. */
 int pyllm_engine_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, const pyllm_engine_params *p,
                       int64_t *kv_bytes, int64_t *activation_bytes, pyllm_error *err);
 int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out, pyllm_error *err);
@@ -178,7 +178,8 @@ int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq);       /* tokens st
 /* Forgets positions >= n. With sliding windows n must be the length, 0, or recent enough that no page behind the window was
    freed: otherwise PYLLM_ERR_ARG and nothing changes. */
 int pyllm_seq_truncate(pyllm_engine *e, int32_t seq, int64_t n, pyllm_error *err);
-int64_t pyllm_engine_free_positions(const pyllm_engine *e);         /* room in tokens of the scarcest layer group */
+int64_t pyllm_engine_free_positions(const pyllm_engine *e);         /* room in tokens of the scarcest layer group
+                                                                      without a window; if all have one, of the first */
 
 /* Runs one batch: row r appends tokens[r] to sequence seqs[r] at its next position; rows of one sequence ascend. Rows with
    want[r] != 0 get logits: float32 [number of such rows, n_vocab] in row order, caller's memory. Any mix of prompts and single
@@ -225,8 +226,7 @@ typedef struct pyllm_logprob { int32_t id; float logprob; } pyllm_logprob;
 
 /* Peers' defaults: temperature 0.8, top_k 40, top_p 0.95, min_p 0.05, penalties and the rest off. */
 void pyllm_sampling_defaults(pyllm_sampling *s);
-/* bias: n_bias (id, addend) pairs, applied first (-inf bans). breakers: sequences of ids that end a DRY match, given as n_breakers ids
-   that each stop matching. Copies everything. */
+/* bias: n_bias (id, addend) pairs, applied first (-inf bans). breakers: n_breakers ids, each of which ends a DRY match. Copies everything. */
 int pyllm_sampler_new(int32_t n_vocab, const pyllm_sampling *s, const pyllm_logprob *bias, int32_t n_bias,
                       const int32_t *breakers, int32_t n_breakers, pyllm_sampler **out, pyllm_error *err);
 void pyllm_sampler_free(pyllm_sampler *s);

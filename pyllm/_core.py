@@ -10,7 +10,7 @@ from typing import Any
 
 from . import errors
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _NAME = {"win32": "pyllm.dll", "darwin": "libpyllm.dylib"}.get(sys.platform, "libpyllm.so")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import TypeVar
 
 from . import errors
 from .engine import MAX_ROWS, Engine
@@ -61,25 +62,38 @@ class Driver:
         """On the engine's thread: takes pages from an idle session or the youngest running request; False if nobody has any."""
         return self._evict() or self._scheduler.preempt()
 
-    def call(self, fn: Callable[[], T]) -> T:
-        """Runs fn between two steps, on the engine's thread, and returns its result."""
+    def call(self, fn: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
+        """Runs fn between two steps, on the engine's thread, and returns its result. When the wait is interrupted (Ctrl-C), fn does not run,
+        or undo(result) follows it."""
         done = threading.Event()
-        box: list[Any] = [None, None]
+        results: list[T] = []
+        failure: list[BaseException] = []
+        abandoned = False
 
         def job() -> None:
             try:
-                box[0] = fn()
+                if not abandoned:
+                    results.append(fn())
             except BaseException as e:      # handed to the caller
-                box[1] = e
+                failure.append(e)
             done.set()
+
+        def give_back() -> None:            # after job, whether that ran or not
+            if results and undo is not None:
+                undo(results[0])
 
         self._refuse_processors()
         self.post(job)
-        done.wait()
-        if box[1] is not None:
-            raise box[1]
-        result: T = box[0]
-        return result
+        try:
+            done.wait()
+        except BaseException:
+            abandoned = True
+            with suppress(errors.Error):
+                self.post(give_back)
+            raise
+        if failure:
+            raise failure[0]
+        return results[0]
 
     def close(self) -> None:
         """Ends every request with Closed, the thread, and then the engine. Returns when all is given back; on the engine's own thread (a

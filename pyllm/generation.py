@@ -208,7 +208,7 @@ class Generation:
             try:
                 loop.call_soon_threadsafe(ready.set)
             except RuntimeError:        # the loop is closed: nobody waits any more
-                self.cancelled = True
+                self.cancel()
 
         self._wake = wake
         while True:

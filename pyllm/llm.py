@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from numbers import Integral
 from operator import index
@@ -80,7 +81,11 @@ class LLM:
             self._padding = range(0)
         self._slots: set[Slot] = set()      # of sessions; only the engine's thread touches it
         evict = weakref.WeakMethod(self._evict)     # the engine's thread must not keep a model alive that its owner forgot
-        self._driver = Driver(self._engine, lambda: (method := evict()) is not None and method())
+        try:
+            self._driver = Driver(self._engine, lambda: (method := evict()) is not None and method())
+        except RuntimeError as e:
+            self._engine.close()
+            raise errors.OutOfMemory(f"no thread for {self.path}: {e}\nhint: end other programs, or raise the limit (ulimit -u)") from None
         _open_models.add(self)
         self.load_s = time.perf_counter() - started
 
@@ -132,7 +137,7 @@ class LLM:
         """The rows of `logits` from position `start` on, in blocks [at most 64, n_vocab]: all at once would be gigabytes for long texts."""
         self._check()
         tokens = self._ids(ids)
-        seq = self._driver.call(self._open_seq)
+        seq = self._driver.call(self._open_seq, undo=self._engine.close_seq)
         try:
             for at in range(0, start, MAX_ROWS):
                 self._driver.call(partial(self._step_alone, seq, tokens[at:min(at + MAX_ROWS, start)], 0))
@@ -140,8 +145,8 @@ class LLM:
                 part = tokens[at:at + MAX_LOGITS]
                 yield self._driver.call(partial(self._step_alone, seq, part, len(part)))
         finally:
-            if not self._closed:
-                self._driver.call(lambda: self._engine.close_seq(seq))
+            with suppress(errors.Closed, errors.ForkedProcess):     # not waited for: a generator may be collected anywhere
+                self._driver.post(lambda: self._engine.close_seq(seq))
 
     # ---- text and tokens ----
 

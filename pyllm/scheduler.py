@@ -2,7 +2,8 @@
 
 Continuous batching: every running task that has its prompt behind it adds one row; what is left of the row budget goes to prompt
 chunks, oldest task first. Tasks are admitted in order of arrival when a sequence and pages for their tokens are free. When pages run
-out, the youngest running task gives its pages back and waits at the front; it is computed again later, with identical results.
+out, a waiting task that holds some (a session's next turn), else the youngest running task gives its pages back and waits; it is computed
+again later, with identical results.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Scheduler:
                 return
             if task.seq is None:
                 task.seq = self._open()
-                if task.seq is None and not self._evict():
+                if task.seq is None and not self._evict() and not self._reclaim():
                     return
                 if task.seq is None:
                     continue
@@ -123,12 +124,24 @@ class Scheduler:
         return rows
 
     def preempt(self) -> bool:
-        """The youngest running task gives its pages back and waits; False if none runs."""
+        """A waiting task that kept a sequence gives it back, else the youngest running one, which then waits; False if nobody has any."""
+        if self._reclaim():
+            return True
         if not self.running:
             return False
         task = self.running.pop()
+        self._strip(task)
+        self.waiting.appendleft(task)
+        return True
+
+    def _reclaim(self) -> bool:
+        """The last waiting task with a sequence of its session gives it back: what waits must not keep others from going on."""
+        task = next((t for t in reversed(self.waiting) if t.seq is not None), None)
+        if task is not None:
+            self._strip(task)
+        return task is not None
+
+    def _strip(self, task: Task) -> None:
         if task.seq is not None:
             self._close(task.seq)
         task.seq, task.done = None, 0
-        self.waiting.appendleft(task)
-        return True

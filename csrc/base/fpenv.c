@@ -7,7 +7,7 @@ uint64_t fpenv_enter(void) {
     __builtin_ia32_ldmxcsr(0x1f80);
     return old;
 }
-void fpenv_restore(uint64_t saved) { __builtin_ia32_ldmxcsr((uint32_t)saved); }
+void fpenv_restore(uint64_t saved) { __builtin_ia32_ldmxcsr((uint32_t)saved & 0xffff); }   /* reserved bits would fault */
 #elif defined(__aarch64__)
 uint64_t fpenv_enter(void) {
     uint64_t old, zero = 0;

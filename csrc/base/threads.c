@@ -35,6 +35,7 @@ struct pool {
     void *ctx;
     int64_t items, grain;
     const volatile int32_t *cancel;
+    atomic_int left_out;                /* a worker saw *cancel */
     /* each on its own cache line: `next` is hammered while helpers that wait read `state` */
     _Alignas(64) atomic_llong next;
     _Alignas(64) atomic_ullong state;
@@ -79,7 +80,10 @@ static int64_t claim(pool *p, int64_t *first) {
 static void work(pool *p, int worker) {
     for (int64_t i, end; (end = claim(p, &i));)
         for (; i < end; i++) {
-            if (cancelled(p->cancel)) return;
+            if (cancelled(p->cancel)) {
+                atomic_store_explicit(&p->left_out, 1, memory_order_relaxed);
+                return;
+            }
             p->fn(p->ctx, i, worker);
         }
 }
@@ -192,16 +196,19 @@ void pool_free(pool *p) {
 
 int pool_size(const pool *p) { return p->n; }
 
-void pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel) {
+static int result(pool *p) { return atomic_load_explicit(&p->left_out, memory_order_relaxed) ? PYLLM_ERR_CANCELLED : 0; }
+
+int pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel) {
     p->fn = fn;
     p->ctx = ctx;
     p->items = n;
     p->grain = grain;
     p->cancel = cancel;
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&p->left_out, 0, memory_order_relaxed);
     if (p->n == 1 || n <= grain) {      /* nothing to share */
         work(p, 0);
-        return;
+        return result(p);
     }
     atomic_fetch_add(&p->state, ONE_GENERATION);
     wake_sleepers(p);
@@ -214,4 +221,5 @@ void pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const vo
         }
         if ((uint32_t)s && (p->crowded || now_ns() - start > SHORT_NS)) sched_yield();
     }
+    return result(p);
 }

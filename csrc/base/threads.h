@@ -2,6 +2,8 @@
    when no job comes they sleep on a condition variable, so an idle pool costs no CPU. */
 #ifndef PYLLM_BASE_THREADS_H
 #define PYLLM_BASE_THREADS_H
+#include "err.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,10 +15,11 @@ void pool_free(pool *p);
 int pool_size(const pool *p);
 
 /* Calls fn(ctx, item, worker) once for every item in [0, n), handed out in ascending runs, long ones first and none below `grain`, and
-   returns when all are done. Items must be independent. When *cancel becomes non-zero the remaining items are not started
-   (cancel may be NULL). Called by one thread at a time. The float environment of every worker is nearest-even, no FTZ/DAZ. */
+   returns when all are done: 0, or PYLLM_ERR_CANCELLED when *cancel was seen to be non-zero and items were left out (cancel may be NULL; the
+   flag may have changed again meanwhile, so only this result tells). Items must be independent. Called by one thread at a time. The float
+   environment of every worker is nearest-even, no FTZ/DAZ. */
 typedef void (*pool_fn)(void *ctx, int64_t item, int worker);
-void pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel);
+int pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel);
 /* Reads a flag that another thread may be setting (pyllm_cancel_set); NULL is never set. */
 int cancelled(const volatile int32_t *flag);
 

@@ -214,6 +214,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
     for (int32_t r = 0; r < n; r++)
         if (want && want[r]) e->logit_rows[n_logits++] = r;
     if (n_logits > e->params.max_logits) return err_set(err, PYLLM_ERR_ARG, "logits of %d rows, this engine gives at most %d", n_logits, e->params.max_logits);
+    if (n_logits && !logits) return err_set(err, PYLLM_ERR_ARG, "logits of %d rows are wanted, but there is no place for them", n_logits);
     int rc = place_rows(e, n, seqs, &n_runs, err);
     batch b = {.n_rows = n, .n_logits = n_logits, .n_runs = n_runs, .tokens = tokens, .pos = e->pos, .logit_rows = e->logit_rows, .runs = e->runs};
     op_ctx c = {.k = e->m->k, .pool = e->pool, .cancel = cancel, .weights = e->m->t.weights, .values = e->plan.values, .tables = e->m->t.tables,
@@ -224,8 +225,9 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
         const step *s = &e->m->t.steps[i];
         if (!n_logits && e->plan.values[s->out[0]].late) break;
         rc = s->op->run(&c, s);
-        if (!rc && cancelled(cancel)) rc = err_set(err, PYLLM_ERR_CANCELLED, "the step was cancelled; its sequences are as before it");
+        if (!rc && cancelled(cancel)) rc = PYLLM_ERR_CANCELLED;
     }
+    if (rc == PYLLM_ERR_CANCELLED) err_set(err, rc, "the step was cancelled; its sequences are as before it");
     if (rc) {
         undo(e, seqs, n_runs);
         return rc;

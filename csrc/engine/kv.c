@@ -5,15 +5,13 @@
 
 #include <string.h>
 
-enum { P_LAYER, P_HEADS, P_KV_HEADS, P_DIM, P_SCALE, P_WINDOW };     /* attn's parameters (ops.def) */
-
 int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, int32_t *n_groups, pyllm_error *err) {
     *n_groups = 0;
     int64_t all = (p->n_positions + PAGE - 1) / PAGE + p->max_seqs;     /* every sequence may end in a partial page */
     for (int32_t l = 0; l < t->n_layers; l++) {
         const step *s = &t->steps[t->attn_step[l]];
-        int64_t window = s->p[P_WINDOW].i[0];
-        int32_t g = 0, dim = (int32_t)s->p[P_DIM].i[0];
+        int64_t window = s->p[ATTN_WINDOW].i[0];
+        int32_t g = 0, dim = (int32_t)s->p[ATTN_DIM].i[0];
         if (p->kv_type == KV_Q8_0 && dim % 32)
             return err_set(err, PYLLM_ERR_UNSUPPORTED, "kv q8_0 needs attention heads of a multiple of 32 values, these have %d\nhint: use kv f16", dim);
         while (g < *n_groups && groups[g].window != window) g++;
@@ -22,7 +20,7 @@ int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_
             ++*n_groups;
         }
         kv_layer *k = &layers[l];
-        *k = (kv_layer){.group = g, .kv_heads = (int32_t)s->p[P_KV_HEADS].i[0], .dim = dim, .offset = groups[g].page_bytes};
+        *k = (kv_layer){.group = g, .kv_heads = (int32_t)s->p[ATTN_KV_HEADS].i[0], .dim = dim, .offset = groups[g].page_bytes};
         k->k_bytes = k->v_bytes = kv_page_bytes(p->kv_type, dim);
         groups[g].page_bytes += (k->k_bytes + k->v_bytes) * (size_t)k->kv_heads;
     }

@@ -122,34 +122,17 @@ static int load_weights(pyllm_model *m, const pyllm_gguf *g, int n_threads, cons
     if (!pieces || !pool || !j.buffers || !j.errors) {
         rc = err_set(err, PYLLM_ERR_MEMORY, "out of memory or threads while loading the weights");
     } else {
-        pool_run(pool, load_item, &j, n, 1, cancel);
+        int left_out = pool_run(pool, load_item, &j, n, 1, cancel);
         rc = atomic_load(&j.rc);
         for (int w = 0; rc && w < n_threads; w++)
             if (j.errors[w].code && err) *err = j.errors[w];
-        if (!rc && cancelled(cancel)) rc = err_set(err, PYLLM_ERR_CANCELLED, "loading was cancelled");
+        if (!rc && left_out) rc = err_set(err, PYLLM_ERR_CANCELLED, "loading was cancelled");
     }
     mem_free(j.errors);
     mem_free(j.buffers);
     pool_free(pool);
     mem_free(pieces);
     return rc;
-}
-
-static uint64_t mix(uint64_t h, uint64_t v) {
-    h = (h ^ v) * 0x9e3779b97f4a7c15u;
-    return h ^ h >> 29;
-}
-
-/* Tape, shapes and the first and last bytes of every weight in memory. */
-static uint64_t fingerprint(const pyllm_model *m) {
-    uint64_t h = m->t.hash;
-    for (int32_t i = 0; i < m->t.n_weights; i++) {
-        const weight *w = &m->t.weights[i];
-        h = mix(mix(mix(h, w->type), (uint64_t)w->n), (uint64_t)w->k);
-        for (size_t b = 0; b < 64 && b < w->bytes; b++)
-            h = mix(h, (uint64_t)m->memory[w->offset + b] << 8 | m->memory[w->offset + w->bytes - 1 - b]);
-    }
-    return h;
 }
 
 /* "slot=symbol" of the level's table for every slot that a run of the tape calls (attention: of every KV type). */
@@ -211,7 +194,6 @@ int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *l
         model_free(m);
         return rc;
     }
-    m->fingerprint = fingerprint(m);
     *out = m;
     return 0;
 }

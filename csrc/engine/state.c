@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { STATE_VERSION = 1 };
+enum { STATE_VERSION = 2 };
 static const char magic[8] = "PYLLMSEQ";
 
 typedef struct header {
@@ -13,19 +13,31 @@ typedef struct header {
     int64_t length, bytes;      /* tokens; whole size with header and checksum */
 } header;
 
-/* 64 bits, every input word enters by a bijection of the state: one changed byte always changes the sum. */
-static uint64_t checksum(const uint8_t *p, size_t n) {
-    uint64_t h = 0x243f6a8885a308d3u ^ n, w;
-    for (; n >= 8; n -= 8, p += 8) {
-        memcpy(&w, p, 8);
-        h = (h ^ w) * 0x9e3779b97f4a7c15u;
-        h ^= h >> 32;
+/* Zeroes slots [from, PAGE) of a layer's K and V (kernels.h says where they lie): pages are not cleared when they change hands, and what an
+   earlier sequence left there is nobody's business. */
+static void clear_slots(int type, int dim, uint8_t *k, uint8_t *v, int from) {
+    size_t elem = type == KV_F32 ? 4 : type == KV_F16 ? 2 : 1, tail = (size_t)(PAGE - from);
+    if (type != KV_Q8_0) {
+        for (int i = 0; i < dim; i++) memset(k + (size_t)(i * PAGE + from) * elem, 0, tail * elem);
+        memset(v + (size_t)(from * dim) * elem, 0, tail * (size_t)dim * elem);
+        return;
     }
-    for (; n; n--) {
-        h = (h ^ *p++) * 0x9e3779b97f4a7c15u;
-        h ^= h >> 32;
+    for (int b = 0; b < dim / 32; b++, k += 2 * PAGE + 32 * PAGE) {
+        memset(k + 2 * from, 0, 2 * tail);
+        for (int i = 0; i < 8; i++) memset(k + 2 * PAGE + (i * PAGE + from) * 4, 0, 4 * tail);
     }
-    return h;
+    memset(v + (size_t)(from * dim / 32) * 2, 0, tail * (size_t)(dim / 32) * 2);
+    memset(v + (size_t)(PAGE * dim / 32) * 2 + (size_t)(from * dim), 0, tail * (size_t)dim);
+}
+
+static void clear_page(const pyllm_engine *e, int32_t group, uint8_t *page, int from) {
+    for (int32_t l = 0; l < e->m->t.n_layers; l++) {
+        const kv_layer *k = &e->layers[l];
+        for (int h = 0; h < k->kv_heads && k->group == group; h++) {
+            uint8_t *at = page + k->offset + (size_t)h * (k->k_bytes + k->v_bytes);
+            clear_slots(e->params.kv_type, k->dim, at, at + k->k_bytes, from);
+        }
+    }
 }
 
 static int64_t state_bytes(const pyllm_engine *e, int64_t length) {
@@ -42,7 +54,8 @@ int64_t seq_save(const pyllm_engine *e, int32_t id, void *out, int64_t max, pyll
     int64_t bytes = state_bytes(e, length);
     if (max < bytes) return bytes;
     uint8_t *p = out;
-    header h = {.version = STATE_VERSION, .kv_type = (uint32_t)e->params.kv_type, .fingerprint = e->m->fingerprint, .length = length, .bytes = bytes};
+    header h = {.version = STATE_VERSION, .kv_type = (uint32_t)e->params.kv_type, .length = length, .bytes = bytes};
+    TRY(model_fingerprint(e->m, e->pool, &h.fingerprint, err));
     memcpy(h.magic, magic, sizeof magic);
     memcpy(p, &h, sizeof h);
     p += sizeof h;
@@ -50,6 +63,7 @@ int64_t seq_save(const pyllm_engine *e, int32_t id, void *out, int64_t max, pyll
         const kv_group *k = &e->groups[g];
         for (int64_t i = kv_first_page(k, length); i < (length + PAGE - 1) / PAGE; i++, p += k->page_bytes)
             memcpy(p, k->pool + (size_t)s->pages[g][i] * k->page_bytes, k->page_bytes);
+        if (length % PAGE) clear_page(e, g, p - k->page_bytes, (int)(length % PAGE));
     }
     uint64_t sum = checksum(out, (size_t)bytes - 8);
     memcpy(p, &sum, 8);
@@ -57,7 +71,7 @@ int64_t seq_save(const pyllm_engine *e, int32_t id, void *out, int64_t max, pyll
 }
 
 static int check_state(const pyllm_engine *e, const void *data, int64_t n, header *h, pyllm_error *err) {
-    uint64_t sum;
+    uint64_t sum, model;
     if (n < (int64_t)sizeof *h + 8) return err_set(err, PYLLM_ERR_STATE, "a saved state of %lld bytes is too short", (long long)n);
     memcpy(h, data, sizeof *h);
     memcpy(&sum, (const uint8_t *)data + n - 8, 8);
@@ -65,7 +79,8 @@ static int check_state(const pyllm_engine *e, const void *data, int64_t n, heade
         return err_set(err, PYLLM_ERR_STATE, "not a saved state of this version\nhint: run the conversation again");
     if (h->bytes != n || sum != checksum(data, (size_t)n - 8))
         return err_set(err, PYLLM_ERR_STATE, "the saved state is damaged: its checksum does not match\nhint: run the conversation again");
-    if (h->fingerprint != e->m->fingerprint || h->kv_type != (uint32_t)e->params.kv_type)
+    TRY(model_fingerprint(e->m, e->pool, &model, err));
+    if (h->fingerprint != model || h->kv_type != (uint32_t)e->params.kv_type)
         return err_set(err, PYLLM_ERR_STATE, "the saved state is of another model or KV type\nhint: load the model and kv it was saved with");
     if (h->length < 0 || h->length > e->max_pages * PAGE)
         return err_set(err, PYLLM_ERR_FULL, "the saved state has %lld tokens, this engine holds %lld", (long long)h->length, (long long)e->max_pages * PAGE);

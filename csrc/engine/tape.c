@@ -145,14 +145,14 @@ static int add_weight(parser *p, word w, int is_vector, int32_t *id) {
     if (split_slice(&w, &a, &b) || !w.n || w.n >= TENSOR_NAME) return fail(p, "bad tensor name", whole);
     for (int32_t i = t->n_weights - 1; i >= 0; i--) {
         const weight *o = &t->weights[i];
-        if (is(w, o->name) && o->row0 == a && o->is_vector == is_vector && (b < 0 || o->n == b - a)) {
+        if (is(w, o->name) && o->row0 == a && o->is_vector == is_vector && o->slice_end == b) {
             *id = i;
             return 0;
         }
     }
     if (t->n_weights == LIMIT_WEIGHTS) return fail(p, "too many tensors", none);
     weight *n = &t->weights[t->n_weights];
-    *n = (weight){.row0 = a, .is_vector = is_vector};
+    *n = (weight){.row0 = a, .slice_end = b, .is_vector = is_vector};
     n->name = mem_alloc(w.n + 1);
     if (!n->name) return err_set(p->err, PYLLM_ERR_MEMORY, "out of memory while reading the tape");
     memcpy(n->name, w.s, w.n);
@@ -312,6 +312,7 @@ static int check_end(parser *p) {
                            (long long)t->n_vocab);
         if (!strcmp(s->op->name, "attn")) t->n_layers++;
     }
+    if (!t->n_layers) return fail(p, "at least one attn is needed", none);
     t->attn_step = mem_array((size_t)t->n_layers + 1, sizeof *t->attn_step);
     if (!t->attn_step) return err_set(p->err, PYLLM_ERR_MEMORY, "out of memory while reading the tape");
     for (int32_t i = 0; i < t->n_steps; i++) {

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-enum { QT = COLS };                         /* queries of a register tile */
+#define QT COLS                             /* queries of a register tile, 4 or 8 */
 enum { TILE_REGS = ROWS == 8 ? 12 : 24 };   /* registers for its sums: of 16 with AVX2, of 32 elsewhere */
 
 typedef struct work {
@@ -276,11 +276,18 @@ INLINE void tile(int type, const attn_args *a, const work *w, int s0, int n) {
 
 /* One function per tile width: together they would be one body of hundreds of live registers. */
 #define TILE_OF(type, n) \
-    static __attribute__((noinline)) void tile_##type##_##n(const attn_args *a, const work *w, int s0) { tile(KV_##type, a, w, s0, n < QT ? n : QT); }
+    static __attribute__((noinline)) void tile_##type##_##n(const attn_args *a, const work *w, int s0) { tile(KV_##type, a, w, s0, n); }
+#define TILES_4(type) TILE_OF(type, 1) TILE_OF(type, 2) TILE_OF(type, 3) TILE_OF(type, 4)
+#if QT == 4
 #define TILES_OF(type) \
-    TILE_OF(type, 1) TILE_OF(type, 2) TILE_OF(type, 3) TILE_OF(type, 4) TILE_OF(type, 5) TILE_OF(type, 6) TILE_OF(type, 7) TILE_OF(type, 8) \
-    static attn_tile_fn *const tiles_##type[] = {tile_##type##_1, tile_##type##_2, tile_##type##_3, tile_##type##_4, \
-                                                 tile_##type##_5, tile_##type##_6, tile_##type##_7, tile_##type##_8};
+    TILES_4(type) \
+    static attn_tile_fn *const tiles_##type[QT] = {tile_##type##_1, tile_##type##_2, tile_##type##_3, tile_##type##_4};
+#else
+#define TILES_OF(type) \
+    TILES_4(type) TILE_OF(type, 5) TILE_OF(type, 6) TILE_OF(type, 7) TILE_OF(type, 8) \
+    static attn_tile_fn *const tiles_##type[QT] = {tile_##type##_1, tile_##type##_2, tile_##type##_3, tile_##type##_4, \
+                                                   tile_##type##_5, tile_##type##_6, tile_##type##_7, tile_##type##_8};
+#endif
 typedef void attn_tile_fn(const attn_args *a, const work *w, int s0);
 TILES_OF(F32)
 TILES_OF(F16)

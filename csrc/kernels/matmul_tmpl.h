@@ -4,6 +4,7 @@
  * vectors (4 consecutive k a lane) and, for super-blocks, its sub-scales; the loops are shared. The weight's zero point is taken off by
  * starting the integer accumulator at -zero * sum(a), which is exact. */
 #include "../base/math.h"
+#include "../formats/decode.h"
 #include "init.h"
 #include "lanes.h"
 
@@ -45,21 +46,18 @@ INLINE void load_q8_0(const uint8_t *p, int64_t part, int i, vi *q) {
     (void)part, (void)i;
     for (int j = 0; j < 8; j++) q[j] = vi_signed(dwords(p, j));
 }
-static const int8_t iq4_table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-static const int8_t fp4_table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 INLINE void load_table(const uint8_t *p, const int8_t *table, vi *q) {
     load_q4(p, 0, 0, q);
     for (int j = 0; j < 8; j++) q[j] = vi_signed(vi_lookup(q[j], table));
 }
-INLINE void load_iq4_nl(const uint8_t *p, int64_t part, int i, vi *q) { (void)part, (void)i; load_table(p, iq4_table, q); }
-INLINE void load_mxfp4(const uint8_t *p, int64_t part, int i, vi *q) { (void)part, (void)i; load_table(p, fp4_table, q); }
+INLINE void load_iq4_nl(const uint8_t *p, int64_t part, int i, vi *q) { (void)part, (void)i; load_table(p, iq4_values, q); }
+INLINE void load_mxfp4(const uint8_t *p, int64_t part, int i, vi *q) { (void)part, (void)i; load_table(p, fp4_values, q); }
 
 typedef vf scale_fn(const uint8_t *p);
 INLINE vf scale_f16(const uint8_t *p) { return vf_f16(p); }
-/* 2^(e-128), with the subnormals of e < 2. */
 INLINE vf scale_e8m0(const uint8_t *p) {
     float f[ROWS];
-    for (int r = 0; r < ROWS; r++) f[r] = bits_f32(p[r] < 2 ? 0x00200000u << p[r] : (uint32_t)(p[r] - 1) << 23);
+    for (int r = 0; r < ROWS; r++) f[r] = e8m0_half(p[r]);
     return vf_load(f);
 }
 
@@ -125,7 +123,7 @@ INLINE void load_q5_k(const uint8_t *p, int64_t part, int i, vi *q) {
         q[j] = vi_or(q[j], vi_shl(vi_and(vi_shr(dwords(p, 32 + j), (int)part * 2 + i), vi_set1(0x01010101)), 4));
 }
 /* IQ4_XS: qs 0..31 (4 a sub-block, low nibbles first), scales_l 32, then 2-byte d and scales_h. */
-INLINE void load_iq4_xs(const uint8_t *p, int64_t part, int i, vi *q) { load_table(p + part * 512 + i * 256, iq4_table, q); }
+INLINE void load_iq4_xs(const uint8_t *p, int64_t part, int i, vi *q) { load_table(p + part * 512 + i * 256, iq4_values, q); }
 /* Q6_K: ql 0..31, qh 32..47, scales 48..51. Part: 16 dwords of ql, 8 of qh. */
 INLINE void load_q6_k(const uint8_t *p, int64_t part, int i, vi *q) {
     for (int j = 0; j < 8; j++) {
@@ -256,12 +254,18 @@ typedef void tile_fn(const uint8_t *w, int64_t k, const void *a, int64_t lda, in
 #define TILE(type, M, call) \
     static __attribute__((noinline)) void type##_##M(const uint8_t *w, int64_t k, const void *a, int64_t lda, int m, float *y, int64_t ldy) { \
         (void)lda, (void)m; \
-        call(type, (M < COLS ? M : COLS)); \
+        call(type, M); \
     }
+#define TILES_4(type, call) TILE(type, 1, call) TILE(type, 2, call) TILE(type, 3, call) TILE(type, 4, call)
+#if COLS == 4
 #define TILES(type, call) \
-    TILE(type, 1, call) TILE(type, 2, call) TILE(type, 3, call) TILE(type, 4, call) TILE(type, 5, call) TILE(type, 6, call) TILE(type, 7, call) \
-    TILE(type, 8, call) \
-    static tile_fn *const type##_tiles[] = {type##_1, type##_2, type##_3, type##_4, type##_5, type##_6, type##_7, type##_8};
+    TILES_4(type, call) \
+    static tile_fn *const type##_tiles[COLS] = {type##_1, type##_2, type##_3, type##_4};
+#else
+#define TILES(type, call) \
+    TILES_4(type, call) TILE(type, 5, call) TILE(type, 6, call) TILE(type, 7, call) TILE(type, 8, call) \
+    static tile_fn *const type##_tiles[COLS] = {type##_1, type##_2, type##_3, type##_4, type##_5, type##_6, type##_7, type##_8};
+#endif
 
 /* m columns in steps of COLS. `step`: bytes from one activation row of the panel to the next. */
 INLINE void columns(tile_fn *const *tiles, const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, size_t step, int64_t lda,

@@ -7,7 +7,6 @@
 
 #include <string.h>
 
-enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP };
 enum { CHUNK_PAGES = CHUNK / PAGE, SPLIT_ROWS = 16 };
 
 int check_attn(const op_check *c, step *s) {
@@ -222,7 +221,7 @@ int run_attn(const op_ctx *c, const step *s) {
                   .v = value_ptr(c, s->in[2]), .o = value_ptr(c, s->out[0]), .scale = s->p[ATTN_SCALE].f,
                   .softcap = s->p[ATTN_SOFTCAP].f, .heads = (int)s->p[ATTN_HEADS].i[0], .kv_heads = layer->kv_heads, .dim = layer->dim};
     int group = j.heads / j.kv_heads;
-    pool_run(c->pool, store_row, &j, c->b->n_rows, 4, c->cancel);
+    TRY(pool_run(c->pool, store_row, &j, c->b->n_rows, 4, c->cancel));
 
     j.tile_rows = 1;            /* try split mode: single rows, chunks apart */
     j.state_floats = split_state_floats(group, j.dim, 1);
@@ -234,11 +233,9 @@ int run_attn(const op_ctx *c, const step *s) {
     }
     if (splits > 1 && tiles * j.kv_heads * splits * j.state_floats <= c->states_floats) {
         j.splits = splits;
-        pool_run(c->pool, split_item, &j, tiles * j.kv_heads * splits, 1, c->cancel);
-        if (!cancelled(c->cancel)) pool_run(c->pool, merge_item, &j, tiles * j.kv_heads, 1, c->cancel);
-        return 0;
+        TRY(pool_run(c->pool, split_item, &j, tiles * j.kv_heads * splits, 1, c->cancel));
+        return pool_run(c->pool, merge_item, &j, tiles * j.kv_heads, 1, c->cancel);
     }
     j.tile_rows = ATTN_MAX / group < 16 ? ATTN_MAX / group : 16;
-    pool_run(c->pool, tile_item, &j, tile_count(&j) * j.kv_heads, 1, c->cancel);
-    return 0;
+    return pool_run(c->pool, tile_item, &j, tile_count(&j) * j.kv_heads, 1, c->cancel);
 }

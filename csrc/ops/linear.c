@@ -73,8 +73,8 @@ static void quantize_panel(void *ctx, int64_t item, int worker) {
                           (act_unit *)((char *)j->dst + (size_t)item * act_panel_bytes(j->k, PANEL)));
 }
 
-/* Fills c->act for every block size that the matrices need. */
-static void quantize_input(const op_ctx *c, const step *s, const param *w) {
+/* Fills c->act for every block size that the matrices need. PYLLM_ERR_CANCELLED if not. */
+static int quantize_input(const op_ctx *c, const step *s, const param *w) {
     const float *x = value_ptr(c, s->in[0]);
     int64_t rows = value_rows(c, s->in[0]), k = c->values[s->in[0]].width;
     int done[2] = {0, 0};
@@ -83,8 +83,9 @@ static void quantize_input(const op_ctx *c, const step *s, const param *w) {
         if (act == 1 || done[act == 256]) continue;
         done[act == 256] = 1;
         quantize_job j = {c, x, k, rows, act, c->act[act == 256]};
-        pool_run(c->pool, quantize_panel, &j, (rows + PANEL - 1) / PANEL, 1, c->cancel);
+        TRY(pool_run(c->pool, quantize_panel, &j, (rows + PANEL - 1) / PANEL, 1, c->cancel));
     }
+    return 0;
 }
 
 /* ---- products ---------------------------------------------------------------------------------------------------- */
@@ -178,9 +179,8 @@ int run_linear(const op_ctx *c, const step *s) {
         plan_product(&j.p[i], c, &c->weights[w->id[i]]);
         items += j.p[i].items;
     }
-    quantize_input(c, s, w);
-    pool_run(c->pool, linear_item, &j, items, 1, c->cancel);
-    return 0;
+    TRY(quantize_input(c, s, w));
+    return pool_run(c->pool, linear_item, &j, items, 1, c->cancel);
 }
 
 static void gated_item(void *ctx, int64_t item, int worker) {
@@ -204,9 +204,8 @@ int run_gated(const op_ctx *c, const step *s) {
     for (int i = 0; i < 2; i++) plan_product(&j.p[i], c, &c->weights[w->id[i]]);
     if (j.p[1].block < j.p[0].block) j.p[0].block = j.p[1].block;
     j.p[0].items = ((j.p[0].w->n + GROUP - 1) / GROUP + j.p[0].block - 1) / j.p[0].block;
-    quantize_input(c, s, w);
-    pool_run(c->pool, gated_item, &j, j.p[0].items, 1, c->cancel);
-    return 0;
+    TRY(quantize_input(c, s, w));
+    return pool_run(c->pool, gated_item, &j, j.p[0].items, 1, c->cancel);
 }
 
 size_t gated_scratch_bytes(void) { return (size_t)PANEL * BLOCK_GROUPS_MAX * GROUP * sizeof(float); }

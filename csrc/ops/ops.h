@@ -15,6 +15,7 @@ enum { OP_MAX = 3, PARAM_MAX = 8 };
 typedef struct weight {
     char *name;                 /* of the tensor */
     int64_t row0, n, k;         /* first row (element) of the slice; rows (elements); row length (vectors: 0) */
+    int64_t slice_end;          /* as the tape says it; -1: the whole tensor */
     int64_t tensor;             /* index in the file */
     uint32_t type;
     int is_vector;
@@ -83,6 +84,9 @@ typedef struct batch {
     const int32_t *logit_rows;      /* [n_logits] batch rows */
     const run *runs;
 } batch;
+
+/* Attention's parameters, in the order of its row in ops.def: the KV cache is laid out by them. */
+enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP };
 
 /* All a runner needs for one step of one batch. */
 typedef struct op_ctx {

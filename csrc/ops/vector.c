@@ -19,8 +19,8 @@ typedef struct row_job {
 
 static int run_rows_of(const op_ctx *c, const step *s, pool_fn fn, int64_t rows) {
     row_job j = {c, s, 0};
-    pool_run(c->pool, fn, &j, rows, 4, c->cancel);
-    return j.rc;
+    int rc = pool_run(c->pool, fn, &j, rows, 4, c->cancel);
+    return j.rc ? j.rc : rc;
 }
 
 /* Same width and row count as the first input: the shape rule of the element-wise ops. */
@@ -63,7 +63,7 @@ static void embed_row(void *ctx, int64_t r, int worker) {
 
 int run_embed(const op_ctx *c, const step *s) {
     int rc = run_rows_of(c, s, embed_row, c->b->n_rows);
-    if (rc && c->err && !c->err->code)
+    if (rc && rc != PYLLM_ERR_CANCELLED && c->err && !c->err->code)
         return err_set(c->err, rc, "%s: the rows of %s cannot be read any more\nhint: the file was changed while it was in use; load the model again",
                        gguf_path(c->file), c->weights[s->p[EMBED_W].id[0]].name);
     return rc;
@@ -87,6 +87,7 @@ int run_angles(const op_ctx *c, const step *s) { return run_rows_of(c, s, angles
 int check_rope(const op_check *c, step *s) {
     const param *heads = &s->p[ROPE_HEADS], *norm = &s->p[ROPE_NORM];
     int64_t dim = s->p[ROPE_DIM].i[0], rot = s->p[ROPE_ROT].i[0];
+    if (c->values[s->in[0]].late || c->values[s->in[1]].late) return op_fail(c, s, "rope cannot stand after rows");
     if (s->n_out != 2 || heads->n != 2 || norm->n != 2) return op_fail(c, s, "two outputs, head counts and norms are needed");
     if (rot < 2 || rot % 2 || rot > dim || c->values[s->p[ROPE_ANGLES].id[0]].width != rot)
         return op_fail(c, s, "rot %lld does not fit head size %lld and the angles", (long long)rot, (long long)dim);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 from conftest import ROOT
 
 import pyllm
+from pyllm.engine import MAX_SEQS, Engine
 
 PROMPTS = ["Why is the sky blue?", "Name three colours.", "Write a haiku about the sea.", "What is 2 + 2?",
            "Translate 'good morning' into French.", "Who wrote Hamlet?", "List the planets.", "Tell me a joke."]
@@ -124,6 +127,55 @@ def test_cancelling_returns_at_once(llm: pyllm.LLM, alone: bool) -> None:
     assert max(waits) < 0.05 and max(answers) < 0.1, (waits, answers)
     if neighbour is not None:
         assert neighbour.result().text == llm.chat("Name three colours.", temperature=0, max_tokens=30).text
+
+
+def test_a_loop_that_closes_in_the_middle_of_a_stream_ends_it(llm: pyllm.LLM) -> None:
+    loop = asyncio.new_event_loop()
+    stream = llm.astream("Tell me a very long story.", max_tokens=1000).__aiter__()
+    loop.run_until_complete(stream.__anext__())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+    deadline = time.monotonic() + 10
+    while llm._driver.call(lambda: len(llm._driver._generations)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert llm._driver.call(lambda: llm._driver._scheduler.idle)
+
+
+def test_an_interrupted_wait_keeps_no_sequence(llm: pyllm.LLM) -> None:
+    """Ctrl-C while `logits` waits for the busy engine: whether its job ran meanwhile or not, the sequence is free again."""
+    free = llm._driver.call(llm._engine.free_pages)
+    main = threading.main_thread()
+    for delay in (0.0, 0.02, 0.05, 0.1) * 5:
+        busy = llm.stream_complete(list(range(5, 1500)), max_tokens=4)
+        timer = threading.Timer(delay, lambda: signal.pthread_kill(main.ident or 0, signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            for _ in range(1000):
+                llm.logits([1, 2, 3])
+        timer.join()
+        busy.close()
+    seqs = llm._driver.call(lambda: [llm._engine.open_seq() for _ in range(MAX_SEQS)])
+    for seq in seqs:
+        llm._driver.call(partial(llm._engine.close_seq, seq))
+    assert None not in seqs and llm._driver.call(llm._engine.free_pages) == free
+
+
+def test_no_thread_for_the_engine(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    close = Engine.close
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def noted(self: Engine) -> None:
+        closed.append(True)
+        close(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(Engine, "close", noted)
+    with pytest.raises(pyllm.OutOfMemory, match="no thread"):
+        pyllm.LLM(smollm2, ctx=64)
+    assert closed
 
 
 def test_a_cancelled_task_leaves_the_others(llm: pyllm.LLM, solo: list[pyllm.Reply]) -> None:

@@ -35,9 +35,11 @@ def test_native() -> None:
 
 
 # What a level needs, as the kernel of the system names it. On ARM neon is part of the architecture.
-FLAGS = {"avx2": {"avx2", "fma", "f16c"}, "avx512vnni": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
-# Types with kernels of their own on every level above ref.
-FAST_TYPES = ("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4").split()
+AVX2 = {"avx2", "fma", "f16c"}
+FLAGS = {"avx2": AVX2, "avx512vnni": AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
+# Types with kernels of their own on every level above ref, and those that always run the reference's.
+FAST = {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"}
+SLOW = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "nvfp4", "q1_0", "q2_0"}
 
 
 def test_levels_are_what_the_cpu_has() -> None:
@@ -56,10 +58,9 @@ def test_every_level_has_its_own_kernels() -> None:
         names: list[str] = []
         while (name := lib.pyllm_kernel_name(level.encode(), len(names))) != ffi.NULL:
             names.append(ffi.string(name).decode())
-        foreign = {name for name in names if not name.endswith("_" + level)}
-        slow_types = {f"matmul_{t}" for t in ("iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s tq1_0 tq2_0 nvfp4 q1_0 q2_0").split()}
-        assert {f"matmul_{t}=matmul_{t}_{level}" for t in FAST_TYPES} <= set(names)
-        assert {name.split("=")[0] for name in foreign} <= slow_types | {"angles"}
+        foreign = {name.split("=")[0] for name in names if not name.endswith("_" + level)}
+        assert {f"matmul_{t}=matmul_{t}_{level}" for t in FAST} <= set(names)
+        assert foreign <= {f"matmul_{t}" for t in SLOW} | {"angles"}
 
 
 @pytest.mark.slow

@@ -71,6 +71,9 @@ def test_every_request_ends_with_its_own_tokens(wanted: list[tuple[int, int, int
         while arrivals and arrivals[0][0] <= clock:
             _, prompt, n = arrivals.pop(0)
             task = Task(list(prompt))
+            if len(todo) % 2 and engine.free() > 0 and (seq := engine.open()) is not None:     # a session's next turn: part is cached
+                task.seq, task.done = seq, min(len(prompt) - 1, PAGE * engine.free())
+                engine.held[seq] += prompt[:task.done]
             todo[task] = (prompt, n)
             scheduler.add(task)
         if not todo and not arrivals:
@@ -108,6 +111,32 @@ def test_every_request_ends_with_its_own_tokens(wanted: list[tuple[int, int, int
         for _ in range(n):
             expected.append(following(expected))
         assert tokens == expected
+
+
+def test_a_waiting_turn_gives_its_room_to_who_runs() -> None:
+    """The turn holds most of the pool while it waits; the request before it needs those pages."""
+    engine = FakeEngine(pages=8, seqs=2)
+    scheduler = Scheduler(64, engine.open, engine.close, engine.free)
+    request = Task(list(range(100)))
+    scheduler.add(request)
+    first = scheduler.next_step()
+    turn = Task(list(range(60)), seq=engine.open(), done=0)
+    assert turn.seq is not None
+    engine.held[turn.seq], turn.done = list(range(50)), 50
+    scheduler.add(turn)
+    engine.step(first)
+    scheduler.advance(first)
+    rows = scheduler.next_step()
+    assert [r.task for r in rows] == [request] and request.done == 64 and turn.seq is None and turn.done == 0
+
+
+def test_a_waiting_turn_gives_its_sequence_to_who_is_first() -> None:
+    engine = FakeEngine(pages=100, seqs=1)
+    scheduler = Scheduler(64, engine.open, engine.close, engine.free)
+    request, turn = Task([1, 2, 3]), Task([1, 2, 3], seq=engine.open())
+    scheduler.add(request)
+    scheduler.add(turn)
+    assert [r.task for r in scheduler.next_step()] == [request] and turn.seq is None
 
 
 def test_the_oldest_is_never_preempted() -> None:

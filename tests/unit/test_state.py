@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from tok_oracle import read_header
 
 import pyllm
 from pyllm.build import build
@@ -107,6 +108,47 @@ def test_other_models_are_refused(path: Path, running: Engine, tmp_path: Path) -
             other.restore(mine, state)
         assert e.value.hint and other.save(mine) == before
         other.close()
+
+
+@pytest.mark.parametrize("tensor", ["token_embd.weight", "blk.0.attn_q.weight"])
+def test_one_byte_makes_another_model(path: Path, running: Engine, tmp_path: Path, tensor: str) -> None:
+    """Also in the middle of a weight, and in an embedding that stays in the file."""
+    data = bytearray(path.read_bytes())
+    begin = read_header(bytes(data))[1][tensor][2]
+    data[begin + 34 * 41 + 7] ^= 1
+    (tmp_path / "other.gguf").write_bytes(data)
+    seq, other = running.open_seq(), engine(tmp_path / "other.gguf")
+    assert seq is not None
+    logits(running, seq, TOKENS)
+    target = other.open_seq()
+    assert target is not None
+    with pytest.raises(pyllm.errors.StateError, match="another model"):
+        other.restore(target, running.save(seq))
+    other.close()
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("n", [1, 5, 21])
+def test_a_state_holds_nothing_of_other_sequences(path: Path, kv: str, n: int) -> None:
+    """Pages change hands uncleared; what is saved is the same as from a fresh engine, and goes on the same."""
+    fresh, used = engine(path, kv), engine(path, kv)
+    for length in (60, 40):
+        before = used.open_seq()
+        assert before is not None
+        logits(used, before, [(i * 31 + length) % 290 for i in range(length)])
+        if length == 60:
+            used.close_seq(before)
+        else:
+            used.truncate(before, 0)
+    a, b = fresh.open_seq(), used.open_seq()
+    assert a is not None and b is not None
+    logits(fresh, a, TOKENS[:n])
+    logits(used, b, TOKENS[:n])
+    assert fresh.save(a) == used.save(b)
+    used.restore(b, fresh.save(a))
+    assert np.array_equal(logits(fresh, a, [7, 8, 9]), logits(used, b, [7, 8, 9]))
+    fresh.close()
+    used.close()
 
 
 def test_a_state_that_does_not_fit(path: Path, running: Engine) -> None:

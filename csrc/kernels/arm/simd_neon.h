@@ -6,7 +6,8 @@
 #include <string.h>
 
 #define LEVEL neon
-enum { ROWS = 4, COLS = 4 };
+enum { ROWS = 4 };                      /* lanes of a register */
+#define COLS 4                          /* activation rows of a register tile, 4 or 8 */
 typedef int32x4_t vi;
 typedef float32x4_t vf;
 

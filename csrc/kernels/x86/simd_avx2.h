@@ -5,7 +5,8 @@
 #include <stdint.h>
 
 #define LEVEL avx2
-enum { ROWS = 8, COLS = 4 };
+enum { ROWS = 8 };                      /* lanes of a register */
+#define COLS 4                          /* activation rows of a register tile, 4 or 8 */
 typedef __m256i vi;
 typedef __m256 vf;
 

@@ -5,7 +5,8 @@
 #include <stdint.h>
 
 #define LEVEL avx512vnni
-enum { ROWS = 16, COLS = 8 };           /* lanes of a register; activation rows of a register tile */
+enum { ROWS = 16 };                     /* lanes of a register */
+#define COLS 8                          /* activation rows of a register tile, 4 or 8 */
 typedef __m512i vi;                     /* int32 lanes, or their bytes */
 typedef __m512 vf;
 
