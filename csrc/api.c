@@ -6,6 +6,7 @@
 #include "base/math.h"
 #include "base/threads.h"
 #include "engine/engine.h"
+#include "engine/peak.h"
 #include "engine/sampler.h"
 #include "formats/formats.h"
 #include "tokenizer/tokenizer.h"
@@ -40,6 +41,13 @@ int pyllm_read_bandwidth(int n_threads, int64_t bytes, double *bytes_per_s, pyll
     NEED(n_threads >= 1 && n_threads <= 1024, "read_bandwidth: threads must be 1 to 1024");
     NEED(bytes >= 1 << 20 && bytes_per_s, "read_bandwidth: at least 1 MB, and bytes_per_s must not be NULL");
     return read_bandwidth(n_threads, bytes, bytes_per_s, err);
+}
+
+int pyllm_dot_peak(const char *level, int n_threads, double *macs_per_s, pyllm_error *err) {
+    NEED(n_threads >= 1 && n_threads <= 1024 && macs_per_s, "dot_peak: threads must be 1 to 1024, and macs_per_s must not be NULL");
+    const kernels *k = kernels_get(level);
+    NEED(k, "dot_peak: there is no such CPU level here");
+    return dot_peak(k, n_threads, macs_per_s, err);
 }
 
 double pyllm_math_exp(double x) { COMPUTE(double, math_exp(x)); }
@@ -111,6 +119,7 @@ int pyllm_model_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, in
 }
 int64_t pyllm_model_weight_bytes(const pyllm_model *m) { return (int64_t)m->memory_bytes; }
 int32_t pyllm_model_n_vocab(const pyllm_model *m) { return (int32_t)m->t.n_vocab; }
+int32_t pyllm_model_n_steps(const pyllm_model *m) { return m->t.n_steps; }
 const char *pyllm_model_kernel(const pyllm_model *m, int k) {
     for (int i = 0; i <= k; i++)
         if (!m->kernel_names[i]) return NULL;
@@ -133,6 +142,7 @@ int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine 
     return engine_new(m, p, out, err);
 }
 void pyllm_engine_free(pyllm_engine *e) { engine_free(e); }
+void pyllm_engine_profile(pyllm_engine *e, double *seconds) { e->profile = seconds; }
 int32_t pyllm_seq_new(pyllm_engine *e, pyllm_error *err) { return seq_new(e, err); }
 void pyllm_seq_free(pyllm_engine *e, int32_t seq) { seq_free(e, seq); }
 int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq) { return seq_length(e, seq); }

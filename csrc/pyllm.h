@@ -52,6 +52,9 @@ int pyllm_threads_default(void);
 /* Measures how many bytes a second n_threads workers (1 to 1024) read from memory together: the median of several passes over a
    buffer of `bytes` (at least 1 MB; take several times the size of the caches), which is taken and given back. */
 int pyllm_read_bandwidth(int n_threads, int64_t bytes, double *bytes_per_s, pyllm_error *err);
+/* Measures how many 8-bit multiply-adds a second n_threads workers do together with the level's dot product (NULL: the one in force) and nothing
+   else: the bound of a quantized matmul. */
+int pyllm_dot_peak(const char *level, int n_threads, double *macs_per_s, pyllm_error *err);
 
 /* ---- float environment: rounding to nearest, subnormals kept --------------------------------------------------------
    Every function here that computes sets it and gives the caller's back. Callers whose own arithmetic goes on a tape or into
@@ -147,6 +150,7 @@ void pyllm_model_free(pyllm_model *m);
 int pyllm_model_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, int64_t *weight_bytes, pyllm_error *err);
 int64_t pyllm_model_weight_bytes(const pyllm_model *m);
 int32_t pyllm_model_n_vocab(const pyllm_model *m);
+int32_t pyllm_model_n_steps(const pyllm_model *m);
 /* The k-th kernel that a run of this model calls, as "slot=symbol"; NULL past the end. */
 const char *pyllm_model_kernel(const pyllm_model *m, int k);
 
@@ -187,6 +191,8 @@ int64_t pyllm_engine_free_positions(const pyllm_engine *e);         /* room in t
    between tiles. The engine allocates nothing here. */
 int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
                float *logits, const volatile int32_t *cancel, pyllm_error *err);
+/* From now on every step of the tape adds the seconds it takes to seconds[its index], caller's array of pyllm_model_n_steps; NULL: no longer. */
+void pyllm_engine_profile(pyllm_engine *e, double *seconds);
 /* Sets a flag that another thread's running call polls as *cancel. Any thread, any time. */
 void pyllm_cancel_set(volatile int32_t *flag, int32_t value);
 

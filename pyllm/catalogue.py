@@ -151,8 +151,9 @@ def _check_room(entry: Entry) -> None:
 @contextmanager
 def _work_folder(parent: Path) -> Iterator[Path]:
     for old in parent.glob(".fetch-*"):
-        if time.time() - old.stat().st_mtime > _STALE_S:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):             # removed meanwhile by the process whose it is
+            if time.time() - old.stat().st_mtime > _STALE_S:
+                shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=parent) as folder:
         yield Path(folder)
 

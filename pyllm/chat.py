@@ -109,7 +109,8 @@ def _explained(error: Any) -> Error:
 
 
 def _refuse(message: object = "") -> NoReturn:
-    raise ArgumentError(f"the chat template refuses these messages: {message}\nhint: {OTHER_MESSAGES}")
+    # on one line: a template must not be able to write a hint of its own
+    raise ArgumentError(f"the chat template refuses these messages: {' '.join(str(message).splitlines())}\nhint: {OTHER_MESSAGES}")
 
 
 def _strftime_now(form: str) -> str:

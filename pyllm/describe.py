@@ -44,10 +44,10 @@ def describe(path: str | os.PathLike[str]) -> Description:
         file_type: Any = gguf.kv.get("general.file_type")
         ctx = gguf.kv.get(f"{gguf.architecture}.context_length")
         return Description(
-            path=str(path), bytes=sum(p.stat().st_size for p in stores.part_paths(Path(path))), name=_text(gguf, "general.name"),
-            architecture=gguf.architecture, n_params=sum(prod(t.shape) for t in gguf.tensors.values()),
+            path=str(path), bytes=sum(p.stat().st_size for p in stores.part_paths(Path(path)) if p.is_file()),
+            name=_text(gguf, "general.name"), architecture=gguf.architecture, n_params=sum(prod(t.shape) for t in gguf.tensors.values()),
             quantization=FILE_TYPES.get(file_type if isinstance(file_type, int) else -1) or next(iter(mix), "").upper(),
-            mix=mix, n_ctx_train=ctx if isinstance(ctx, int) else None, has_template=bool(gguf.kv.get("tokenizer.chat_template")),
+            mix=mix, n_ctx_train=ctx if isinstance(ctx, int) else None, has_template=bool(_text(gguf, "tokenizer.chat_template")),
             license=_text(gguf, "general.license.name") or _text(gguf, "general.license"))
 
 

@@ -63,8 +63,8 @@ class Driver:
         return self._evict() or self._scheduler.preempt()
 
     def call(self, fn: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
-        """Runs fn between two steps, on the engine's thread, and returns its result. When the wait is interrupted (Ctrl-C), fn does not run,
-        or undo(result) follows it."""
+        """Runs fn between two steps, on the engine's thread, and returns its result. When the wait is interrupted (Ctrl-C), fn does not
+        run, or undo(result) follows it."""
         done = threading.Event()
         results: list[T] = []
         failure: list[BaseException] = []

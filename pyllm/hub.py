@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from . import errors, stores
@@ -76,25 +75,28 @@ def _check_room(total: int) -> None:
 
 
 def _bar(progress: Progress | None, before: int, total: int) -> type:
-    """What the client takes for a progress bar: calls progress with the bytes of all files so far."""
+    """What the client takes for a progress bar: calls progress with the bytes of all files so far.
+
+    Xet downloads report the bytes written, and with update_transfer those that came over the network; a class without it gets a second
+    bar for them, which would count every byte twice.
+    """
 
     class Bar:
-        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
-            self.done = initial
+        def __init__(self, *_: object, initial: int = 0, total: int | None = None, **__: object) -> None:
+            self.n, self.total = initial, total
 
         def update(self, n: float | None = 1) -> None:
-            self.done += int(n or 0)
+            self.n += int(n or 0)
             if progress is not None:
-                progress(min(before + self.done, total), total)
+                progress(min(before + self.n, total), total)
 
-        def close(self) -> None:
+        def nothing(self, *_: object, **__: object) -> None:
             pass
+
+        update_transfer = set_postfix_str = set_transfer_postfix_str = refresh = close = __exit__ = nothing
 
         def __enter__(self) -> Bar:
             return self
-
-        def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-            self.close()
 
     return Bar
 

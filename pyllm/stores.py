@@ -16,7 +16,7 @@ from pathlib import Path
 
 OWN, HUB, LM_STUDIO, OLLAMA = "pyllm", "hub cache", "LM Studio", "Ollama"
 
-_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_SPLIT = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(\.gguf)$", re.IGNORECASE)
 _QUANT = re.compile(r"(?<![a-z0-9])(?:ud-)?(?:i?q[1-8]_\w+?|tq[12]_0|q[1-8]|bf16|fp?16|fp?32|mxfp4(?:_moe)?|nvfp4)(?![a-z0-9_])",
                     re.IGNORECASE)
 _NOT_A_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)     # beside many models: image encoders, statistics for quantizers
@@ -55,7 +55,7 @@ def parts(name: str) -> list[str]:
     match = _SPLIT.search(name)
     if match is None:
         return [name]
-    return [f"{name[:match.start()]}-{i:05}-of-{match[2]}.gguf" for i in range(1, int(match[2]) + 1)]
+    return [f"{name[:match.start()]}-{i:05}-of-{match[2]}{match[3]}" for i in range(1, int(match[2]) + 1)]
 
 
 def part_paths(path: Path) -> list[Path]:
@@ -77,12 +77,13 @@ def quant_of(name: str) -> str:
 def pick(sizes: dict[str, int], quant: str | None) -> str | None:
     """The file to take of a repository, or None. sizes: file name (of split sets the first) to bytes.
 
-    With quant: the files that carry it in their name. Without: Q4_K_M, else the smallest that keeps at least 4 bits a weight, else
-    the largest of the others. Of several files that fit, the smallest.
+    With quant: the files that have this quant_of, else those that carry it in their name. Without: Q4_K_M, else the smallest that keeps
+    at least 4 bits a weight, else the largest of the others. Of several files that fit, the smallest.
     """
     if quant is not None:
         word = re.compile(rf"(?<![a-z0-9]){re.escape(quant)}(?![a-z0-9_])", re.IGNORECASE)
-        sizes = {name: n for name, n in sizes.items() if word.search(name)}
+        sizes = ({name: n for name, n in sizes.items() if quant_of(name) == quant.upper()}
+                 or {name: n for name, n in sizes.items() if word.search(name)})
     else:
         sizes = {n: s for n, s in sizes.items() if quant_of(n) == "Q4_K_M"} or sizes
         fewer_bits = {n for n in sizes if re.match(r"(UD-)?I?T?Q[123]", quant_of(n))}
@@ -168,7 +169,7 @@ def hub_files(repo: str) -> dict[str, Path]:
     """Models of a repository in the hub's cache by file name; of several revisions the main one counts, then the newest."""
     folder = hub_dir() / f"models--{repo.replace('/', '--')}"
     try:
-        main = (folder / "refs/main").read_text().strip()
+        main = (folder / "refs/main").read_text("utf-8", "replace").strip()
     except OSError:
         main = ""
     revisions = sorted((p for p in _list(folder / "snapshots") if p.is_dir()), key=lambda p: (p.name == main, p.stat().st_mtime))

@@ -27,18 +27,21 @@ enum {
     SPINS_PER_LOOK = 64             /* pauses between looks at the clock, about 2 us */
 };
 
+typedef struct range {
+    _Alignas(64) atomic_ullong items;   /* written by its worker nearly always: on its own cache line */
+} range;
+
 struct pool {
     int n, started;
     int crowded;                        /* more workers than CPUs: yield at once, sleep soon */
     /* the job; written by the caller while the job is closed and nobody is inside */
     pool_fn fn;
     void *ctx;
-    int64_t items, grain;
+    int64_t grain;
     const volatile int32_t *cancel;
     atomic_int left_out;                /* a worker saw *cancel */
-    /* each on its own cache line: `next` is hammered while helpers that wait read `state` */
-    _Alignas(64) atomic_llong next;
-    _Alignas(64) atomic_ullong state;
+    range *ranges;                      /* [n] */
+    _Alignas(64) atomic_ullong state;   /* on its own cache line: helpers that wait read it all the time */
     _Alignas(64) atomic_int sleepers;
     atomic_int stop;
     pthread_mutex_t lock;
@@ -63,29 +66,58 @@ static int64_t now_ns(void) {
 
 int cancelled(const volatile int32_t *flag) { return flag && __atomic_load_n(flag, __ATOMIC_RELAXED); }
 
-/* Takes items [*first, returned end) off the job; 0 if none is left. The more there are, the more a worker takes: neighbours in memory then
-   stream past without a gap, and the last pieces are small, so that a slow worker delays the others little. */
-static int64_t claim(pool *p, int64_t *first) {
-    long long i = atomic_load_explicit(&p->next, memory_order_relaxed), end;
+/* ---- items: every worker has a range of its own, first item in the high half of a word, end in the low half ---- */
+
+static unsigned long long range_of(int64_t first, int64_t end) { return (unsigned long long)first << 32 | (unsigned long long)end; }
+static int64_t range_first(unsigned long long r) { return (int64_t)(r >> 32); }
+static int64_t range_end(unsigned long long r) { return (int64_t)(uint32_t)r; }
+
+/* Takes up to `grain` items off the front of the worker's own range: [*first, returned end), or 0 if it is empty. What one worker takes in
+   turn is contiguous in memory. */
+static int64_t claim(pool *p, int worker, int64_t *first) {
+    atomic_ullong *own = &p->ranges[worker].items;
+    unsigned long long r = atomic_load_explicit(own, memory_order_relaxed);
+    int64_t end;
     do {
-        if (i >= p->items) return 0;
-        int64_t n = (p->items - i) / (2 * p->n);
-        if (n < p->grain) n = p->grain;
-        end = p->items - i > n ? i + n : p->items;
-    } while (!atomic_compare_exchange_weak_explicit(&p->next, &i, end, memory_order_relaxed, memory_order_relaxed));
-    *first = i;
+        *first = range_first(r);
+        if (*first >= range_end(r)) return 0;
+        end = range_end(r) - *first > p->grain ? *first + p->grain : range_end(r);
+    } while (!atomic_compare_exchange_weak_explicit(own, &r, range_of(end, range_end(r)), memory_order_relaxed, memory_order_relaxed));
     return end;
 }
 
-static void work(pool *p, int worker) {
-    for (int64_t i, end; (end = claim(p, &i));)
-        for (; i < end; i++) {
-            if (cancelled(p->cancel)) {
-                atomic_store_explicit(&p->left_out, 1, memory_order_relaxed);
-                return;
-            }
-            p->fn(p->ctx, i, worker);
+/* Moves the back half of the longest range to the worker's own, which is empty; 0 if nothing is left anywhere. So a slow worker, or one that
+   the system has not scheduled, delays the others by the items that it is working on only. */
+static int steal(pool *p, int worker) {
+    for (;;) {
+        int victim = -1;
+        int64_t longest = 0;
+        unsigned long long r = 0;
+        for (int w = 0; w < p->n; w++) {
+            unsigned long long x = atomic_load_explicit(&p->ranges[w].items, memory_order_relaxed);
+            if (range_end(x) - range_first(x) > longest) longest = range_end(x) - range_first(x), victim = w, r = x;
         }
+        if (victim < 0) return 0;
+        int64_t middle = range_first(r) + longest / 2;
+        if (atomic_compare_exchange_strong_explicit(&p->ranges[victim].items, &r, range_of(range_first(r), middle), memory_order_relaxed,
+                                                    memory_order_relaxed)) {
+            atomic_store_explicit(&p->ranges[worker].items, range_of(middle, range_end(r)), memory_order_relaxed);
+            return 1;
+        }
+    }
+}
+
+static void work(pool *p, int worker) {
+    do {
+        for (int64_t i, end; (end = claim(p, worker, &i));)
+            for (; i < end; i++) {
+                if (cancelled(p->cancel)) {
+                    atomic_store_explicit(&p->left_out, 1, memory_order_relaxed);
+                    return;
+                }
+                p->fn(p->ctx, i, worker);
+            }
+    } while (steal(p, worker));
 }
 
 /* ---- helpers ---- */
@@ -169,14 +201,15 @@ pool *pool_new(int n) {
     p->n = n;
     p->crowded = n > threads_allowed();
     p->threads = mem_array((size_t)n, sizeof *p->threads);
+    p->ranges = mem_array((size_t)n, sizeof *p->ranges);
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     sigset_t all, old;                  /* inherited by the helpers: the host's signals stay with the host's threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    while (p->threads && p->started < n - 1 && !start_helper(p, p->started + 1)) p->started++;
+    while (p->threads && p->ranges && p->started < n - 1 && !start_helper(p, p->started + 1)) p->started++;
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (!p->threads || p->started < n - 1) {
+    if (!p->threads || !p->ranges || p->started < n - 1) {
         pool_free(p);
         return NULL;
     }
@@ -190,6 +223,7 @@ void pool_free(pool *p) {
     for (int w = 0; w < p->started; w++) pthread_join(p->threads[w], NULL);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
+    mem_free(p->ranges);
     mem_free(p->threads);
     mem_free(p);
 }
@@ -201,12 +235,15 @@ static int result(pool *p) { return atomic_load_explicit(&p->left_out, memory_or
 int pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel) {
     p->fn = fn;
     p->ctx = ctx;
-    p->items = n;
     p->grain = grain;
     p->cancel = cancel;
-    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    int sharers = n <= grain ? 1 : p->n;
+    for (int w = 0; w < p->n; w++) {
+        unsigned long long r = w < sharers ? range_of(n * w / sharers, n * (w + 1) / sharers) : 0;
+        atomic_store_explicit(&p->ranges[w].items, r, memory_order_relaxed);
+    }
     atomic_store_explicit(&p->left_out, 0, memory_order_relaxed);
-    if (p->n == 1 || n <= grain) {      /* nothing to share */
+    if (sharers == 1) {
         work(p, 0);
         return result(p);
     }

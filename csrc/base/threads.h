@@ -14,10 +14,11 @@ pool *pool_new(int n);
 void pool_free(pool *p);
 int pool_size(const pool *p);
 
-/* Calls fn(ctx, item, worker) once for every item in [0, n), handed out in ascending runs, long ones first and none below `grain`, and
-   returns when all are done: 0, or PYLLM_ERR_CANCELLED when *cancel was seen to be non-zero and items were left out (cancel may be NULL; the
-   flag may have changed again meanwhile, so only this result tells). Items must be independent. Called by one thread at a time. The float
-   environment of every worker is nearest-even, no FTZ/DAZ. */
+/* Calls fn(ctx, item, worker) once for every item in [0, n), n < 2^32, and returns when all are done. Every worker walks through n/workers
+   neighbouring items of its own, `grain` at a time; who is done early takes half of what another has left. Items must be independent.
+   Returns 0, or PYLLM_ERR_CANCELLED when *cancel was seen to be non-zero and items were left out (cancel may be NULL; the flag may have
+   changed again meanwhile, so only this result tells). Called by one thread at a time. The float environment of every worker is
+   nearest-even, no FTZ/DAZ. */
 typedef void (*pool_fn)(void *ctx, int64_t item, int worker);
 int pool_run(pool *p, pool_fn fn, void *ctx, int64_t n, int64_t grain, const volatile int32_t *cancel);
 /* Reads a flag that another thread may be setting (pyllm_cancel_set); NULL is never set. */

@@ -3,6 +3,7 @@
 #include "../base/alloc.h"
 
 #include <string.h>
+#include <time.h>
 
 /* ---- creation --------------------------------------------------------------------------------------------------------- */
 
@@ -204,6 +205,12 @@ static void undo(pyllm_engine *e, const int32_t *seqs, int32_t n_runs) {
     }
 }
 
+static double now_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
                 const volatile int32_t *cancel, pyllm_error *err) {
     pyllm_error local;
@@ -224,7 +231,9 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
     for (int32_t i = 0; i < e->m->t.n_steps && !rc; i++) {
         const step *s = &e->m->t.steps[i];
         if (!n_logits && e->plan.values[s->out[0]].late) break;
+        double start = e->profile ? now_s() : 0;
         rc = s->op->run(&c, s);
+        if (e->profile) e->profile[i] += now_s() - start;
         if (!rc && cancelled(cancel)) rc = PYLLM_ERR_CANCELLED;
     }
     if (rc == PYLLM_ERR_CANCELLED) err_set(err, rc, "the step was cancelled; its sequences are as before it");

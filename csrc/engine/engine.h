@@ -27,6 +27,7 @@ struct pyllm_engine {
     size_t scratch_bytes;
     float *states;
     int64_t states_floats;
+    double *profile;            /* caller's: seconds of each step of the tape; NULL: not wanted */
     /* one batch */
     int64_t *pos;
     int32_t *logit_rows;

@@ -35,6 +35,12 @@ typedef void quantize_act_fn(const float *x, int64_t ldx, int m, int64_t k, int 
 typedef void matmul_fn(const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, int64_t lda, int m,
                        float *y, int64_t ldy);
 
+/* The level's 8-bit dot product alone, weights in registers: `rounds` times PEAK_CHAINS independent accumulators of ROWS lanes, each adding 4
+   products a lane of 1 and the bytes at a. No quantized matmul can be faster. Returns the multiply-adds done; *sum: of all lanes, modulo 2^32,
+   which is returned*(a[0] + a[1] + a[2] + a[3])/4 on every level. */
+enum { PEAK_CHAINS = 10 };
+typedef int64_t dot_peak_fn(int64_t rounds, const int8_t *a, uint32_t *sum);
+
 /* ---- vectors ------------------------------------------------------------------------------------------------------
  * All over f32; n any positive number; no alignment needed; y may equal x. */
 /* y = x * (1/sqrt(mean(x^2) + eps)) * w  (w NULL: without). */
@@ -86,6 +92,7 @@ typedef void attn_finish_fn(const float *o, float l, float *y, int dim);
 typedef struct kernels {
     const char *level;
     quantize_act_fn *quantize_act;
+    dot_peak_fn *dot_peak;
     matmul_fn *matmul[QTYPE_COUNT];             /* NULL: this type cannot be multiplied */
     rmsnorm_fn *rmsnorm;
     gated_fn *gated;

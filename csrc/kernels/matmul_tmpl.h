@@ -330,7 +330,24 @@ static void NAME(quantize_act)(const float *x, int64_t ldx, int m, int64_t k, in
         }
 }
 
+static int64_t NAME(dot_peak)(int64_t rounds, const int8_t *a, uint32_t *sum) {
+    vi acc[PEAK_CHAINS], one = vi_set1(0x01010101);
+#pragma GCC unroll 10
+    for (int i = 0; i < PEAK_CHAINS; i++) acc[i] = vi_set1(0);
+    for (int64_t r = 0; r < rounds; r++)
+#pragma GCC unroll 10
+        for (int i = 0; i < PEAK_CHAINS; i++) {
+            __asm__("" : "+r"(a));          /* another place, for all that the compiler knows: it must not hoist the product */
+            acc[i] = dot_u(acc[i], one, a);
+        }
+    *sum = 0;
+#pragma GCC unroll 10
+    for (int i = 0; i < PEAK_CHAINS; i++) *sum += (uint32_t)vi_sum_lanes(acc[i]);
+    return rounds * PEAK_CHAINS * ROWS * 4;
+}
+
 void NAME(init_matmul)(kernels *k) {
+    KERNEL_LEVEL(k, dot_peak, "dot_peak", dot_peak);
     KERNEL_LEVEL(k, quantize_act, "quantize_act", quantize_act);
 #define SET(TYPE, type) KERNEL_LEVEL(k, matmul[QTYPE_##TYPE], "matmul_" #type, matmul_##type);
     SET(F32, f32) SET(F16, f16) SET(BF16, bf16) SET(Q4_0, q4_0) SET(Q4_1, q4_1) SET(Q5_0, q5_0) SET(Q5_1, q5_1) SET(Q8_0, q8_0)

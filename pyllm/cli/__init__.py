@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from difflib import get_close_matches
 from typing import NoReturn
+
+from ._output import clean, note
 
 # name -> (module of this package, one line of help). A module has add(parser) and run(args) -> exit code.
 COMMANDS = {
@@ -25,6 +28,7 @@ COMMANDS = {
     "inspect": ("inspect", "metadata, tensors and tape of a GGUF file"),
     "doctor": ("doctor", "check this installation and machine"),
 }
+_WORD = "\0"        # marks what stands behind --, which parse_intermixed_args would take for options; no program is given a NUL
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
+        message = message.replace(_WORD, "")
         self.exit(2, f"error: {message}\n{self._hint(message)}")
 
     def _hint(self, message: str) -> str:
@@ -64,24 +69,58 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog=f"pyllm {name}", description=COMMANDS[name][1].capitalize() + ".", allow_abbrev=False)
     module.add(parser)
     parser.set_defaults(command=module.run)
-    return parser.parse_intermixed_args(argv[1:])    # options may stand between words
+    parser.register("type", None, lambda word: word.removeprefix(_WORD))
+    end = argv.index("--") if "--" in argv else len(argv)
+    # options may stand between words
+    return parser.parse_intermixed_args([*argv[1:end], *(_WORD + word for word in argv[end + 1:])])
 
 
 def main(argv: list[str] | None = None) -> int:
+    _prepare_streams()
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-        code: int = args.command(args)
-        sys.stdout.flush()
-        return code
+        try:
+            args = parse(sys.argv[1:] if argv is None else argv)
+            code: int = args.command(args)
+            return code
+        finally:
+            sys.stdout.flush()                      # here, where its failure can be explained
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:                         # the reader went away; nothing to say, and nothing more to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:                         # the reader went away; nothing to say
+        _drop_output()
         return 1
     except Exception as e:
         from ..errors import Error
 
-        if not isinstance(e, Error):
+        if isinstance(e, Error):
+            _explain(str(e))
+        elif isinstance(e, OSError) and e.filename is None:     # of a standard stream: whatever else fails names its file
+            _drop_output()
+            _explain(f"standard input or output failed: {e.strerror or e}\nhint: look where they lead; a disk may be full")
+        else:
             raise
-        print(f"error: {e}", file=sys.stderr)       # the message carries its own "hint: ..." line
         return 1
+
+
+def _prepare_streams() -> None:
+    """Standard streams that are closed lead nowhere; a character that an output lacks shows as ?."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))    # noqa: SIM115  # as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """What is not written yet goes nowhere: at exit it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explain(error: str) -> None:
+    """The message of an error and its hint on stderr, a line each. What model files, templates and servers wrote into it can make no
+    lines of its own: the hint is what follows the last "hint: "."""
+    message, is_there, hint = error.rpartition("\nhint: ")
+    note(f"error: {clean(message if is_there else hint)}")
+    if is_there:
+        note(f"hint: {clean(hint)}")

@@ -83,7 +83,8 @@ def _label(test: str, depth: int) -> str:
 
 def _print_head(llm: LLM, bandwidth: float) -> None:
     info = llm.info
-    note(f"{clean(info['name'] or info['path'])}, {size(info['file_bytes'])}\n"
+    name = info["name"] if isinstance(info["name"], str) else ""
+    note(f"{clean(name or info['path'])}, {size(info['file_bytes'])}\n"
          f"{llm.level}, {llm.threads} thread{'s' if llm.threads > 1 else ''}, {llm.kv} KV cache, memory reads {size(bandwidth)}/s")
     print(styled(table_line(HEAD, WIDTHS, right=(1, 2)), "bold"), flush=True)
 

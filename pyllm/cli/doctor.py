@@ -61,7 +61,10 @@ def _checks() -> Iterator[Check]:
     from .. import __version__
 
     yield Check("pyllm", None, f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    yield from _packages()
+    packages = list(_packages())
+    yield from packages
+    if any(check.ok is False for check in packages):
+        return                          # what follows needs them
     try:
         core = importlib.import_module("pyllm._core")
     except ImportError as e:

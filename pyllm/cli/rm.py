@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     if found.where != stores.OWN:
         raise errors.ArgumentError(f"{args.model} is not in pyllm's cache but {found.path} ({found.where})\nhint: {HINTS[found.where]}")
     files = [p for p in stores.part_paths(found.path) if p.exists() or p.is_symlink()]
+    if not files:
+        raise errors.ModelNotFound(f"{found.path} is gone\nhint: `pyllm list` shows what is here")
     total = sum(p.lstat().st_size for p in files)
     if not args.yes:
         if not sys.stdin.isatty():

@@ -82,11 +82,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")        # type: ignore[union-attr]  # a terminal that lacks a character shows ? instead
     spec, words = split_words(args.words, args.model)
     prompt = read_prompt(words)
-    terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if prompt is None and (args.json or not terminal):
         note("error: there is no prompt\nhint: pyllm run \"Why is the sky blue?\", or pipe a text into it")
         return 2
@@ -153,7 +151,7 @@ def read_prompt(words: list[str]) -> str | None:
 
 def piped(optional: bool) -> str:
     """The text on standard input if that is no terminal, without line breaks at its end; bytes that are no UTF-8 become U+FFFD."""
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin.isatty():
         return ""
     if optional and os.name == "posix" and not arrives(1.0):
         note("waiting for standard input; < /dev/null says that there is none")
@@ -197,7 +195,7 @@ def load(spec: str | None, args: argparse.Namespace) -> LLM:
 def answer(llm: LLM, messages: list[dict[str, str]], options: dict[str, Any], as_json: bool) -> int:
     options = {"seed": secrets.randbits(32), **options}
     if as_json:
-        print(json.dumps(report(llm, llm.chat(messages, **options), options["seed"]), ensure_ascii=False))
+        print(json.dumps(report(llm, llm.chat(messages, **options), options["seed"])))
         return 0
     terminal = sys.stdout.isatty()
     stream = llm.stream(messages, **options)

@@ -8,10 +8,12 @@ from typing import Any
 from ._options import add_json, add_kv, add_model, model_file, whole
 from ._output import clean, count, print_json, size, styled
 
+MAX_CTX = 1 << 24
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--ctx", type=whole(1, 1 << 24), metavar="N", help="plan for N tokens (default: as `run` would choose)")
+    parser.add_argument("--ctx", type=whole(1, MAX_CTX), metavar="N", help="plan for N tokens (default: as `run` would choose)")
     add_kv(parser)
     add_json(parser)
 
@@ -39,10 +41,10 @@ def _plan(path: str, args: argparse.Namespace) -> dict[str, Any]:
         plan = LLM.plan(path, args.ctx, args.kv)
     except Error as e:
         return {"runs": False, "why_not": str(e), "kv_bytes_per_token": None, "plan": None}
-    # The cache is planned in whole pages: the larger plan's difference is what further tokens cost.
-    step = 4096
-    more = LLM.plan(path, plan.ctx + step, args.kv)
-    return {"runs": True, "why_not": None, "kv_bytes_per_token": round((more.kv - plan.kv) / step),
+    # The cache is planned in whole pages: the difference of another plan, a larger one if there can be, is what further tokens cost.
+    step = 4096 if plan.ctx + 4096 <= MAX_CTX else -4096
+    other = LLM.plan(path, plan.ctx + step, args.kv)
+    return {"runs": True, "why_not": None, "kv_bytes_per_token": round((other.kv - plan.kv) / step),
             "plan": {"ctx": plan.ctx, "kv": args.kv, "weights_bytes": plan.weights, "kv_bytes": plan.kv, "work_bytes": plan.activations,
                      "total_bytes": plan.total, "available_bytes": memory.available()}}
 

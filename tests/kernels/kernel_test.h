@@ -59,6 +59,7 @@ extern const char *const fill_names[FILLS];
 void fill_floats(float *p, int64_t n, int fill);
 
 /* ---- the tests ---- */
+void test_dot_peak(void);
 void test_matmul(void);
 void test_quantize_act(void);
 void test_vectors(void);

@@ -73,6 +73,36 @@ static int every_item_once_and_in_order(int workers) {
     return 0;
 }
 
+static double wall_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+/* Sleeping, so that four workers need no four CPUs. ctx: how many times slower worker 1 is. */
+static void take_time(void *ctx, int64_t i, int worker) {
+    (void)i;
+    usleep(worker == 1 ? 200u * *(unsigned *)ctx : 200u);
+}
+
+/* One worker of four at a quarter of the others' speed: 4 / 3.25 = 1.23 times as long is the least that is possible. */
+static int a_slow_worker_delays_the_others_little(void) {
+    double best[2] = {1e9, 1e9};
+    pool *p = pool_new(4);
+    CHECK(p);
+    for (int round = 0; round < 10; round++) {
+        unsigned slower = round % 2 ? 4 : 1;
+        double begin = wall_ms();
+        pool_run(p, take_time, &slower, 400, 1, NULL);
+        double taken = wall_ms() - begin;
+        if (taken < best[round % 2]) best[round % 2] = taken;
+    }
+    pool_free(p);
+    if (best[1] > 1.35 * best[0]) printf("one slow worker: %.1f ms instead of %.1f\n", best[1], best[0]);
+    CHECK(best[1] <= 1.35 * best[0]);
+    return 0;
+}
+
 static void count_then_cancel(void *ctx, int64_t i, int worker) {
     (void)i;
     (void)worker;
@@ -164,7 +194,7 @@ static int failures_leave_nothing_behind(void) {
         CHECK(pyllm_fault_live() == live);
         if (p) break;
     }
-    CHECK(failed == 6);                     /* the pool, its array, and for each of two helpers its start record and its thread */
+    CHECK(failed == 7);                     /* the pool, its two arrays, and for each of two helpers its start record and its thread */
     for (int i = 0; i < 30; i++) pool_free(pool_new(1 + i % 5));        /* freed before the helpers have looked for work */
     pool_free(NULL);
     return 0;
@@ -174,6 +204,7 @@ int main(void) {
     static const int workers[] = {1, 2, 3, WORKERS};
     for (int i = 0; i < 4; i++)
         if (every_item_once_and_in_order(workers[i])) return 1;
+    if (a_slow_worker_delays_the_others_little()) return 1;
     if (cancel_stops_at_the_next_chunk() || helpers_have_their_own_environment() || idle_costs_nothing()) return 1;
     if (failures_leave_nothing_behind()) return 1;
     CHECK(threads_default() >= 1 && threads_allowed() >= threads_default());

