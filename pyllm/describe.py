@@ -51,17 +51,6 @@ def describe(path: str | os.PathLike[str]) -> Description:
             license=_text(gguf, "general.license.name") or _text(gguf, "general.license"))
 
 
-def bytes_per_token(gguf: GGUF, tape: str) -> int:
-    """Bytes of the GGUF tensors that computing one token reads whole: those of every step but the embedding's look-up."""
-    names: set[str] = set()
-    for line in tape.splitlines():
-        op, *words = line.split(" ")
-        if op not in ("hparam", "ignore", "table", "embed"):
-            lists = [w.partition("=")[2] for w in words if w.startswith(("w=", "bias=", "norm="))]
-            names.update(name.partition("[")[0] for text in lists for name in text.split(","))
-    return sum(t.n_bytes for name, t in gguf.tensors.items() if name in names)
-
-
 def _mix(gguf: GGUF) -> dict[str, tuple[int, int]]:
     mix: dict[str, tuple[int, int]] = {}
     for t in gguf.tensors.values():

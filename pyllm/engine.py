@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Engine:
     """A loaded model with its KV cache. path: GGUF file; tape: text of docs/tape.md; n_positions: KV room in tokens."""
 
     def __init__(self, gguf: Any, tape: str, *, threads: int, kv: str, n_positions: int, level: str | None) -> None:
+        self.tape = tape
         self._text = tape.encode()
         err = new_error()
         self._model = self._engine = ffi.NULL
@@ -96,6 +98,16 @@ class Engine:
         check(lib.pyllm_step(self._engine, at, ffi.from_buffer("int32_t *", self._tokens), ffi.from_buffer("int32_t *", self._seqs),
                              ffi.from_buffer("uint8_t *", self._want), ffi.from_buffer("float *", self.logits), self._cancel, err), err)
         return wanted
+
+    @contextmanager
+    def profile(self) -> Iterator[NDArray[np.float64]]:
+        """While open, every step of the tape adds its seconds to its place in the array that is yielded."""
+        seconds = np.zeros(lib.pyllm_model_n_steps(self._model))
+        lib.pyllm_engine_profile(self._engine, ffi.from_buffer("double *", seconds))
+        try:
+            yield seconds
+        finally:
+            lib.pyllm_engine_profile(self._engine, ffi.NULL)
 
     def save(self, seq: int) -> bytes:
         """The sequence's KV cache as bytes, checksummed."""

@@ -8,8 +8,9 @@ class Error(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message)
-        self.message, _, hint = message.partition("\nhint: ")
-        self.hint: str | None = hint or None
+        before, found, hint = message.rpartition("\nhint: ")       # the last one: a name from a file may hold others
+        self.message = before if found else message
+        self.hint: str | None = hint if found and hint else None
 
 
 class ArgumentError(Error, ValueError):

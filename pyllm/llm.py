@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from numbers import Integral
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from . import errors, memory
 from ._core import ffi, lib
 from .build import build
+from .cost import Cost, run_costs
 from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, Engine, plan_bytes
 from .generation import Generation
@@ -35,6 +36,8 @@ from .tokenizer import Tokenizer
 if TYPE_CHECKING:
     from .chat import ChatTemplate
 
+T = TypeVar("T")
+
 # For files without a template whose vocabulary has ChatML's marks.
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -46,9 +49,10 @@ Messages = str | Sequence[Message]
 class LLM:
     """A model in memory.
 
-    spec: a GGUF file, a catalogue name, `user/repo[:QUANT]`, or None for the demo model. ctx: tokens of one conversation; None: what the
-    model was trained for, or what fits in half of the free memory, whichever is less. threads: None = physical cores. kv: type of the KV
-    cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source instead of the file's.
+    spec: a GGUF file, a name of the catalogue, of LM Studio or Ollama, `user/repo[:QUANT]`, or None for the demo model. ctx: tokens of one
+    conversation; None: what the model was trained for, or what fits in half of the free memory, whichever is less. threads: None = physical
+    cores. kv: type of the KV cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
+    instead of the file's.
 
     Every method may be called from any thread; calls share the engine's steps and get the same results as alone. Raises ModelNotFound,
     FormatError, UnsupportedModel, UnsupportedTokenizer, OutOfMemory (nothing is taken when the model does not fit). Use it as a context
@@ -188,7 +192,7 @@ class LLM:
     def info(self) -> dict[str, Any]:
         """arch, name, n_params, n_ctx_train, ctx, n_vocab, level, threads, kv, path, file_bytes, weight_bytes, kv_bytes, load_s."""
         meta = self._metadata
-        return {"arch": meta.get("general.architecture"), "name": meta.get("general.name"), "n_params": self._n_params,
+        return {"arch": meta.get("general.architecture"), "name": _valid_text(meta.get("general.name")) or None, "n_params": self._n_params,
                 "n_ctx_train": self._n_ctx_train, "ctx": self.ctx, "n_vocab": self._engine.n_vocab, "level": self.level,
                 "threads": self.threads, "kv": self.kv, "path": str(self.path), "file_bytes": os.path.getsize(self.path) if
                 os.path.exists(self.path) else None, "weight_bytes": self._engine.weight_bytes, "kv_bytes": self.plan_bytes.kv,
@@ -201,6 +205,22 @@ class LLM:
 
     def bench(self, test: str, depth: int = 0, reps: int = 5) -> list[float]:
         """Tokens a second of `reps` runs: "pp512" a prompt of 512 tokens, "tg128" 128 tokens one by one; depth: tokens before them."""
+        return self._bench(test, depth, reps, lambda run: run())
+
+    def profile(self, test: str, depth: int = 0, reps: int = 5) -> list[tuple[Cost, float]]:
+        """What every step of the tape did in one run of a test of `bench`, as (its work, seconds): the median of `reps` runs."""
+        def measured(run: Callable[[], float]) -> NDArray[np.float64]:
+            with self._engine.profile() as seconds:
+                run()
+            return seconds
+
+        seconds = np.median(self._bench(test, depth, reps, measured), axis=0)
+        with GGUF(self.path) as gguf:
+            work = run_costs(gguf, self._engine.tape, int(test[2:]), MAX_ROWS if test.startswith("pp") else 1, depth, self.kv)
+        return list(zip(work, seconds.tolist(), strict=True))
+
+    def _bench(self, test: str, depth: int, reps: int, around: Callable[[Callable[[], float]], T]) -> list[T]:
+        """around(run) for every repetition, on the engine's thread; run() returns the speed."""
         self._check()
         if not isinstance(test, str) or test[:2] not in ("pp", "tg") or not test[2:].isdecimal() or int(test[2:]) < 1:
             raise errors.ArgumentError(f"test {reprlib.repr(test)} does not exist\nhint: pp512, tg128 and so on")
@@ -208,7 +228,7 @@ class LLM:
         depth, reps = _whole("depth", depth, 1 << 24, 0), _whole("reps", reps, 1 << 20)
         if depth + n > self.ctx:
             raise errors.ContextOverflow(depth + n, self.ctx)
-        return self._driver.call(lambda: [self._bench_once(kind, n, depth) for _ in range(reps)])
+        return self._driver.call(lambda: [self._bench_once(kind, n, depth, around) for _ in range(reps)])
 
     def close(self) -> None:
         """Ends running requests with Closed and returns all memory and threads. Safe to call twice."""
@@ -321,21 +341,22 @@ class LLM:
         min(idle, key=lambda s: s.used).drop(self._engine)
         return True
 
-    def _bench_once(self, kind: str, n: int, depth: int) -> float:
+    def _bench_once(self, kind: str, n: int, depth: int, around: Callable[[Callable[[], float]], T]) -> T:
         engine, seq = self._engine, self._open_seq()
         engine.cancel(False)
         tokens = [1 + i * 7919 % (engine.n_vocab - 2) for i in range(depth + n)]
+        size = MAX_ROWS if kind == "pp" else 1
+
+        def run() -> float:
+            start = time.perf_counter()
+            for at in range(depth, depth + n, size):
+                engine.step([(seq, tokens[at:min(at + size, depth + n)], int(kind == "tg" or at + size >= depth + n))])
+            return n / (time.perf_counter() - start)
+
         try:
             for at in range(0, depth, MAX_ROWS):
                 engine.step([(seq, tokens[at:min(at + MAX_ROWS, depth)], 0)])
-            start = time.perf_counter()
-            if kind == "pp":
-                for at in range(depth, depth + n, MAX_ROWS):
-                    engine.step([(seq, tokens[at:min(at + MAX_ROWS, depth + n)], int(at + MAX_ROWS >= depth + n))])
-            else:
-                for at in range(depth, depth + n):
-                    engine.step([(seq, tokens[at:at + 1], 1)])
-            return n / (time.perf_counter() - start)
+            return around(run)
         finally:
             engine.close_seq(seq)
 

@@ -139,7 +139,7 @@ def parse(test: str) -> tuple[str, int, int]:
 def token_bytes(path: Path, ctx: int) -> int:
     """Bytes of tensors that decoding one token reads."""
     from pyllm.build import tape_text
-    from pyllm.describe import bytes_per_token
+    from pyllm.cost import bytes_per_token
     from pyllm.gguf import GGUF
 
     with GGUF(path) as gguf:
@@ -148,7 +148,7 @@ def token_bytes(path: Path, ctx: int) -> int:
 
 def compare(path: Path, tests: Sequence[str], rounds: int, threads: int, kv: str, python: str) -> list[dict[str, Any]]:
     """One row a test: medians of speeds (tokens/s), of ratios and of the share of the memory bandwidth."""
-    from pyllm.bandwidth import read_bandwidth
+    from pyllm.limits import read_bandwidth
 
     ctx = max(1024, *(n + depth for _, n, depth in map(parse, tests)))
     ours, peer = Child(sys.executable, PYLLM, path, threads, ctx, kv), Child(python, LLAMA, path, threads, ctx, kv)

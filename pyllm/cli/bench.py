@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ._options import add_json, add_kv, add_model, add_threads, model_file, whole, whole_list
-from ._output import clean, note, print_json, size, styled, table_line
+from ._output import clean, note, print_json, print_table, size, styled, table_line
 
 if TYPE_CHECKING:
+    from ..cost import Limits
     from ..llm import LLM
 
 HEAD = ("TEST", "TOKENS/S", "BANDWIDTH")
@@ -29,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--new", type=numbers, default=[128], metavar="N,...", help="numbers of new tokens; 0: none (default: 128)")
     parser.add_argument("-d", "--depth", type=numbers, default=[0], metavar="N,...", help="tokens in the cache before each (default: 0)")
     parser.add_argument("-r", "--reps", type=whole(1, 10_000), default=5, metavar="N", help="repetitions (default: 5)")
+    parser.add_argument("--profile", action="store_true", help="also the time of every kind of step, measured and as the limits allow")
     add_threads(parser)
     add_kv(parser)
     add_json(parser)
@@ -36,7 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import LLM
-    from ..bandwidth import read_bandwidth
+    from ..cost import Limits
+    from ..limits import dot_peak, read_bandwidth
 
     tests = [(f"{kind}{n}", depth) for depth in args.depth for kind, ns in (("pp", args.prompt), ("tg", args.new)) for n in ns if n]
     if not tests:
@@ -46,11 +49,14 @@ def run(args: argparse.Namespace) -> int:
     ctx = max(args.depth) + max(*args.prompt, *args.new)
     with LLM(path, ctx=ctx, threads=args.threads, kv=args.kv) as llm:
         bandwidth = read_bandwidth(llm.threads)
+        peak = dot_peak(llm.threads, llm.level) if args.profile else 0.0
         if not args.json:
             _print_head(llm, bandwidth)
         rows = []
         for row in _rows(llm, tests, args.reps, bandwidth):
             rows.append(row)
+            if args.profile:
+                row["profile"] = _profile(llm, row, args.reps, Limits(bandwidth, peak))
             if not args.json:
                 _print_row(row)
     if args.json:
@@ -60,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _rows(llm: LLM, tests: list[tuple[str, int]], reps: int, bandwidth: float) -> Iterator[dict[str, Any]]:
     from ..build import tape_text
-    from ..describe import bytes_per_token
+    from ..cost import bytes_per_token
     from ..gguf import GGUF
 
     with GGUF(llm.path) as gguf:
@@ -75,6 +81,17 @@ def _rows(llm: LLM, tests: list[tuple[str, int]], reps: int, bandwidth: float) -
         yield {"test": test, "depth": depth, "tokens_per_s": mean, "stddev": statistics.stdev(speeds) if reps > 1 else 0.0, "reps": reps,
                "threads": llm.threads, "isa": llm.level, "kv": llm.kv, "model": llm.path, "bytes_per_token": weights,
                "read_bytes_per_s": bandwidth, "bandwidth_share": mean * weights / bandwidth if test.startswith("tg") else None}
+
+
+def _profile(llm: LLM, row: dict[str, Any], reps: int, limits: Limits) -> list[dict[str, Any]]:
+    """Per kind of step (the same step of all layers), most time first."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for cost, seconds in llm.profile(row["test"], row["depth"], reps):
+        one = {"steps": 1, "bytes": cost.bytes, "macs": cost.macs, "seconds": seconds, "least_s": cost.seconds(limits)}
+        kind = kinds.setdefault(cost.name.rstrip("0123456789"), {"op": cost.op, **dict.fromkeys(one, 0)})
+        for key, value in one.items():
+            kind[key] += value
+    return sorted(({"step": name, **kind} for name, kind in kinds.items()), key=lambda kind: -float(kind["seconds"]))
 
 
 def _label(test: str, depth: int) -> str:
@@ -93,3 +110,14 @@ def _print_row(row: dict[str, Any]) -> None:
     share = row["bandwidth_share"]
     speed = f"{row['tokens_per_s']:.2f} +- {row['stddev']:.2f}"
     print(table_line((_label(row["test"], row["depth"]), speed, "" if share is None else f"{share:.0%}"), WIDTHS, right=(1, 2)), flush=True)
+    if "profile" in row:
+        _print_profile(row["profile"])
+
+
+def _print_profile(kinds: list[dict[str, Any]]) -> None:
+    """Of a whole run: milliseconds, and the least that the limits allow."""
+    keys = ("steps", "seconds", "least_s")
+    everything = {"step": "all", "op": "", **{key: sum(k[key] for k in kinds) for key in keys}}
+    rows = [(f"  {clean(k['step'])}", k["op"], str(k["steps"]), f"{k['seconds'] * 1e3:.2f}", f"{k['seconds'] / everything['seconds']:.0%}",
+             f"{k['least_s'] * 1e3:.2f}", f"{k['least_s'] / k['seconds']:.0%}" if k["seconds"] else "") for k in [*kinds, everything]]
+    print_table(("  STEP", "OP", "STEPS", "MS", "OF ALL", "LEAST MS", "REACHED"), rows, right=(2, 3, 4, 5, 6))

@@ -90,8 +90,8 @@ def _packages() -> Iterator[Check]:
 def _machine() -> Iterator[Check]:
     from .. import memory, selftest
     from .._core import ffi, lib
-    from ..bandwidth import read_bandwidth
     from ..errors import OutOfMemory
+    from ..limits import read_bandwidth
 
     threads = lib.pyllm_threads_default()
     chosen = lib.pyllm_cpu_level()

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ._options import MODEL_HELP, add_json, model_file
-from ._output import clean, print_json, print_table, size, styled
+from ._output import clean, note, print_json, print_table, size, styled
 
 if TYPE_CHECKING:
     from ..gguf import GGUF
@@ -20,15 +20,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--metadata", action="store_true", help="only the metadata")
     what.add_argument("--tensors", action="store_true", help="only the tensors")
     what.add_argument("--tape", action="store_true", help="the steps that the engine runs, as text (docs/tape.md)")
+    parser.add_argument("--cost", action="store_true", help="with --tape: what every step reads and computes, and the least time for it")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..errors import ArgumentError
     from ..gguf import GGUF
 
     with GGUF(model_file(args.file)) as gguf:
+        if args.cost and not args.tape:
+            raise ArgumentError("--cost tells about the steps of a tape\nhint: inspect --tape --cost")
         if args.tape:
-            _tape(gguf, args.json)
+            (_costs if args.cost else _tape)(gguf, args.json)
             return 0
         wanted: dict[str, Any] = {}
         if not args.tensors:
@@ -56,6 +60,28 @@ def _tape(gguf: GGUF, as_json: bool) -> None:
         print_json({"path": gguf.path, "tape": text})
     else:
         print(text, end="")
+
+
+def _costs(gguf: GGUF, as_json: bool) -> None:
+    """For one token, and for a batch of as many as the engine takes at once."""
+    from ..build import tape_text
+    from ..cost import Limits, costs
+    from ..engine import MAX_ROWS
+    from ..limits import dot_peak, read_bandwidth
+
+    tape, limits = tape_text(gguf), Limits(read_bandwidth(), dot_peak())
+    steps = list(zip(costs(gguf, tape), costs(gguf, tape, MAX_ROWS), strict=True))
+    if as_json:
+        listed = [{"step": one.name, "op": one.op, "bytes": one.bytes, "macs": one.macs, "seconds": one.seconds(limits),
+                   "batch_bytes": many.bytes, "batch_macs": many.macs, "batch_seconds": many.seconds(limits)} for one, many in steps]
+        print_json({"path": gguf.path, **limits.__dict__, "rows": MAX_ROWS, "steps": listed})
+        return
+    rows = [(clean(one.name), one.op, str(one.bytes), f"{one.macs / 1e6:.3f}", f"{one.seconds(limits) * 1e6:.1f}", f"{many.macs / 1e6:.1f}",
+             f"{many.seconds(limits) * 1e6:.1f}") for one, many in steps]
+    print_table(("STEP", "OP", "BYTES", "MMAC", "US", f"MMAC x {MAX_ROWS}", f"US x {MAX_ROWS}"), rows, right=(2, 3, 4, 5, 6))
+    one_s, many_s = (sum(c.seconds(limits) for c in column) for column in zip(*steps, strict=True))
+    note(f"memory reads {size(limits.bytes_per_s)}/s, {limits.macs_per_s / 1e9:.0f} G multiply-adds/s of 8 bits: "
+         f"at most {1 / one_s:.0f} tokens/s one by one, {MAX_ROWS / many_s:.0f} of a prompt")
 
 
 def _value(gguf: GGUF, key: str) -> Any:

@@ -383,7 +383,7 @@ def test_bench(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_untied_embedding_is_not_read_for_a_token(home: Path) -> None:
     from pyllm.build import tape_text
-    from pyllm.describe import bytes_per_token
+    from pyllm.cost import bytes_per_token
 
     with GGUF(home / "cache/tiny.gguf") as file:
         total = sum(t.n_bytes for t in file.tensors.values())

@@ -103,8 +103,8 @@ def test_guide_lists_every_error() -> None:
 
 # command -> what is given to it, with --json, so that together the objects that it prints have all of their fields
 JSON = {"run": ["smollm2 --temp 0 -n 1 Hi"], "list": [""], "show": ["smollm2"], "tokenize": ["smollm2 Hi"],
-        "bench": ["smollm2 -p 1 -n 1 -r 1"], "ppl": ["smollm2 --ctx 8 --chunks 1 -f tests/data/text/ppl-kjv.en.txt"],
-        "inspect": ["smollm2", "smollm2 --tape"], "doctor": [""]}
+        "bench": ["smollm2 -p 1 -n 1 -r 1 --profile"], "ppl": ["smollm2 --ctx 8 --chunks 1 -f tests/data/text/ppl-kjv.en.txt"],
+        "inspect": ["smollm2", "smollm2 --tape", "smollm2 --tape --cost"], "doctor": [""]}
 Shell = Callable[[str], str]
 
 

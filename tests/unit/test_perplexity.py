@@ -67,7 +67,8 @@ def test_what_cannot_be_measured(llm: LLM, text: str, ctx: int, error: type[erro
 
 @pytest.mark.slow
 def test_smollm2_is_as_good_as_in_float32(llm: LLM) -> None:
-    """Each text within 1 %, the mean of the four within 0.6 %: what 8-bit activations and a 16-bit cache may cost."""
+    """Each text within 1 %, the mean of the four perplexities within 0.6 % of theirs: what 8-bit activations and a 16-bit cache may cost.
+    How much of such a figure is luck: docs/numerics.md, section 2."""
     ours = {name: perplexity(llm, (TEXTS / f"{name}.txt").read_text(), chunks=4).value for name in HUGGING_FACE}
     for name, expected in HUGGING_FACE.items():
         assert abs(ours[name] / expected - 1) < 0.01, (name, ours[name])
