@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import reprlib
 import threading
 import time
@@ -204,11 +205,17 @@ class LLM:
         return self._engine.kernels()
 
     def bench(self, test: str, depth: int = 0, reps: int = 5) -> list[float]:
-        """Tokens a second of `reps` runs: "pp512" a prompt of 512 tokens, "tg128" 128 tokens one by one; depth: tokens before them."""
+        """Tokens a second of `reps` runs: "pp512" a prompt of 512 tokens, "tg128" 128 tokens one by one, "tg32x8" 32 in each of 8 sequences
+        at once; depth: tokens before them."""
         return self._bench(test, depth, reps, lambda run: run())
 
     def profile(self, test: str, depth: int = 0, reps: int = 5) -> list[tuple[Cost, float]]:
-        """What every step of the tape did in one run of a test of `bench`, as (its work, seconds): the median of `reps` runs."""
+        """What every step of the tape did in one run of a test of `bench`, as (its work, seconds): the median of `reps` runs. One
+        sequence only."""
+        kind, n, count = _test(test)
+        if count > 1:
+            raise errors.ArgumentError(f"test {test!r} cannot be profiled\nhint: pp512, tg128 and so on")
+
         def measured(run: Callable[[], float]) -> NDArray[np.float64]:
             with self._engine.profile() as seconds:
                 run()
@@ -216,19 +223,17 @@ class LLM:
 
         seconds = np.median(self._bench(test, depth, reps, measured), axis=0)
         with GGUF(self.path) as gguf:
-            work = run_costs(gguf, self._engine.tape, int(test[2:]), MAX_ROWS if test.startswith("pp") else 1, depth, self.kv)
+            work = run_costs(gguf, self._engine.tape, n, MAX_ROWS if kind == "pp" else 1, depth, self.kv)
         return list(zip(work, seconds.tolist(), strict=True))
 
     def _bench(self, test: str, depth: int, reps: int, around: Callable[[Callable[[], float]], T]) -> list[T]:
         """around(run) for every repetition, on the engine's thread; run() returns the speed."""
         self._check()
-        if not isinstance(test, str) or test[:2] not in ("pp", "tg") or not test[2:].isdecimal() or int(test[2:]) < 1:
-            raise errors.ArgumentError(f"test {reprlib.repr(test)} does not exist\nhint: pp512, tg128 and so on")
-        kind, n = test[:2], int(test[2:])
+        kind, n, count = _test(test)
         depth, reps = _whole("depth", depth, 1 << 24, 0), _whole("reps", reps, 1 << 20)
-        if depth + n > self.ctx:
-            raise errors.ContextOverflow(depth + n, self.ctx)
-        return self._driver.call(lambda: [self._bench_once(kind, n, depth, around) for _ in range(reps)])
+        if (depth + n) * count > self.ctx:
+            raise errors.ContextOverflow((depth + n) * count, self.ctx)
+        return self._driver.call(lambda: [self._bench_once(kind, n, count, depth, around) for _ in range(reps)])
 
     def close(self) -> None:
         """Ends running requests with Closed and returns all memory and threads. Safe to call twice."""
@@ -341,24 +346,29 @@ class LLM:
         min(idle, key=lambda s: s.used).drop(self._engine)
         return True
 
-    def _bench_once(self, kind: str, n: int, depth: int, around: Callable[[Callable[[], float]], T]) -> T:
-        engine, seq = self._engine, self._open_seq()
+    def _bench_once(self, kind: str, n: int, count: int, depth: int, around: Callable[[Callable[[], float]], T]) -> T:
+        """n tokens in each of `count` sequences that hold `depth` tokens."""
+        engine, seqs = self._engine, list[int]()
         engine.cancel(False)
         tokens = [1 + i * 7919 % (engine.n_vocab - 2) for i in range(depth + n)]
-        size = MAX_ROWS if kind == "pp" else 1
+        size = MAX_ROWS // count if kind == "pp" else 1
 
         def run() -> float:
             start = time.perf_counter()
             for at in range(depth, depth + n, size):
-                engine.step([(seq, tokens[at:min(at + size, depth + n)], int(kind == "tg" or at + size >= depth + n))])
-            return n / (time.perf_counter() - start)
+                want = int(kind == "tg" or at + size >= depth + n)
+                engine.step([(seq, tokens[at:min(at + size, depth + n)], want) for seq in seqs])
+            return n * count / (time.perf_counter() - start)
 
         try:
-            for at in range(0, depth, MAX_ROWS):
-                engine.step([(seq, tokens[at:min(at + MAX_ROWS, depth)], 0)])
+            for _ in range(count):
+                seqs.append(self._open_seq())
+                for at in range(0, depth, MAX_ROWS):
+                    engine.step([(seqs[-1], tokens[at:min(at + MAX_ROWS, depth)], 0)])
             return around(run)
         finally:
-            engine.close_seq(seq)
+            for seq in seqs:
+                engine.close_seq(seq)
 
 
 _open_models: weakref.WeakSet[LLM] = weakref.WeakSet()
@@ -380,6 +390,14 @@ def _resolve(spec: str | os.PathLike[str] | None, progress: Callable[[int, int],
     if os.path.isfile(path) or (os.path.dirname(path) and os.path.exists(path)):    # what is no file says so when it is opened
         return path
     return os.fspath(resolve(path, progress=progress))
+
+
+def _test(test: Any) -> tuple[str, int, int]:
+    """(kind, tokens, sequences) of a test of `bench`."""
+    found = re.fullmatch(r"(pp|tg)([1-9]\d{0,7})(?:x([1-9]|1[0-6]))?", test, re.ASCII) if isinstance(test, str) else None
+    if not found:
+        raise errors.ArgumentError(f"test {reprlib.repr(test)} does not exist\nhint: pp512, tg128, tg32x8 and so on")
+    return found[1], int(found[2]), int(found[3] or 1)
 
 
 def _whole(name: str, value: Any, most: int, least: int = 1) -> int:
