@@ -9,6 +9,7 @@
 #define ROUND 6755399441055744.0        /* 1.5 * 2^52: adding it rounds to the nearest integer */
 
 static double inf(void) { return bits_f64(0x7ff0000000000000u); }
+static double nan64(void) { return bits_f64(0x7ff8000000000000u); }
 
 double math_exp(double x) {
     if (x != x) return x;
@@ -21,7 +22,7 @@ double math_exp(double x) {
 }
 
 double math_log(double x) {
-    if (x != x || x < 0) return bits_f64(0x7ff8000000000000u);
+    if (x != x || x < 0) return nan64();
     if (x == 0) return -inf();
     if (x == inf()) return x;
     int64_t k = 0;
@@ -43,8 +44,12 @@ double math_log(double x) {
 
 double math_pow(double x, double y) { return math_exp(y * math_log(x)); }
 
-/* x - n pi/2 in [-pi/4, pi/4]; returns n mod 4. */
+/* x - n pi/2 in [-pi/4, pi/4], about that for large x; returns n mod 4. NaN from 2^51 on, near where ROUND ends. */
 static int reduce(double x, double *r) {
+    if (!(x > -0x1p51 && x < 0x1p51)) {
+        *r = nan64();
+        return 0;
+    }
     double n = (x * 0.6366197723675814 + ROUND) - ROUND;
     *r = ((x - n * PIO2_1) - n * PIO2_2) - n * PIO2_3;
     return (int)((int64_t)n & 3);

@@ -87,7 +87,8 @@ static inline float gelu32(float x) {
 }
 
 /* Double versions for numbers on the tape, angles and sampling; exp and log within 2 ulp,
-   pow within 2^-45 relative for |y log x| <= 64, sin and cos within 2^-50 absolute for |x| <= 2^20. */
+   pow within 2^-45 relative for |y log x| <= 64, sin and cos within 2^-50 absolute for |x| <= 2^20,
+   less exact beyond it, NaN from |x| = 2^51 on. */
 double math_exp(double x);
 double math_log(double x);
 double math_pow(double x, double y);    /* x > 0 */

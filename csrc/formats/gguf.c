@@ -4,6 +4,7 @@
 #include "gguf.h"
 
 #include "../base/alloc.h"
+#include "../base/hash.h"
 #include "formats.h"
 
 #include <errno.h>
@@ -39,6 +40,11 @@ typedef struct part {
     char *path;
 } part;
 
+typedef struct name_index {     /* names to their place in a list: open addressing, -1 empty */
+    int32_t *slot;
+    uint32_t mask;
+} name_index;
+
 struct pyllm_gguf {
     part *parts;
     int32_t n_parts;
@@ -47,8 +53,8 @@ struct pyllm_gguf {
     pyllm_tensor *tensors;
     int64_t n_tensors;
     char **kv_names, **tensor_names;
-    int32_t *index;             /* open addressing over tensor names, -1 empty */
-    uint32_t index_mask;
+    hash_key key;
+    name_index kv_index, tensor_index;
 };
 
 typedef struct reader {
@@ -245,12 +251,6 @@ static int get_tensors(pyllm_gguf *g, reader *r, uint64_t n, uint64_t *names, ui
 
 /* ---- names ------------------------------------------------------------------------------------------------------------- */
 
-static uint32_t hash(const char *s) {
-    uint32_t h = 2166136261u;
-    for (; *s; s++) h = (h ^ (uint8_t)*s) * 16777619u;
-    return h ^ h >> 15;
-}
-
 static char *copy(const uint8_t *s, uint64_t n) {
     char *p = mem_alloc(n + 1);
     if (!p) return NULL;
@@ -259,19 +259,24 @@ static char *copy(const uint8_t *s, uint64_t n) {
     return p;
 }
 
-static int index_tensors(pyllm_gguf *g, pyllm_error *err) {
+/* The slot that holds name, or the empty one that it would take. */
+static int32_t *find_slot(const pyllm_gguf *g, const name_index *x, char *const *names, const char *name) {
+    uint32_t h = (uint32_t)hash_bytes(g->key, name, strlen(name)) & x->mask;
+    while (x->slot[h] >= 0 && strcmp(names[x->slot[h]], name)) h = (h + 1) & x->mask;
+    return &x->slot[h];
+}
+
+static int index_names(pyllm_gguf *g, name_index *x, char *const *names, int64_t n, const char *what, pyllm_error *err) {
     uint32_t size = 16;
-    while (size < 2 * (uint64_t)g->n_tensors) size *= 2;
-    g->index = mem_alloc(size * sizeof *g->index);
-    if (!g->index) return err_set(err, PYLLM_ERR_MEMORY, "out of memory for the index of %lld tensors", (long long)g->n_tensors);
-    g->index_mask = size - 1;
-    memset(g->index, 255, size * sizeof *g->index);
-    for (int64_t i = 0; i < g->n_tensors; i++) {
-        uint32_t h = hash(g->tensors[i].name) & g->index_mask;
-        for (; g->index[h] >= 0; h = (h + 1) & g->index_mask)
-            if (!strcmp(g->tensors[g->index[h]].name, g->tensors[i].name))
-                return err_set(err, PYLLM_ERR_FORMAT, "%s: tensor %s stands twice in the file", g->parts[0].path, g->tensors[i].name);
-        g->index[h] = (int32_t)i;
+    while (size < 2 * (uint64_t)n) size *= 2;
+    x->slot = mem_alloc(size * sizeof *x->slot);
+    if (!x->slot) return err_set(err, PYLLM_ERR_MEMORY, "%s: out of memory for an index of %lld names", g->parts[0].path, (long long)n);
+    x->mask = size - 1;
+    memset(x->slot, 255, size * sizeof *x->slot);
+    for (int64_t i = 0; i < n; i++) {
+        int32_t *slot = find_slot(g, x, names, names[i]);
+        if (*slot >= 0) return err_set(err, PYLLM_ERR_FORMAT, "%s: %s %s stands twice in the file", g->parts[0].path, what, names[i]);
+        *slot = (int32_t)i;
     }
     return 0;
 }
@@ -282,9 +287,6 @@ static int name_keys(pyllm_gguf *g, pyllm_error *err) {
     for (int64_t i = 0; i < g->n_kv; i++) {
         g->kv_names[i] = copy(g->parts[0].header + g->kv[i].key, g->kv[i].key_len);
         if (!g->kv_names[i]) return err_set(err, PYLLM_ERR_MEMORY, "out of memory for %lld keys", (long long)g->n_kv);
-        for (int64_t j = 0; j < i && g->n_kv < 4096; j++)
-            if (!strcmp(g->kv_names[i], g->kv_names[j]))
-                return err_set(err, PYLLM_ERR_FORMAT, "%s: key %s stands twice in the file", g->parts[0].path, g->kv_names[i]);
     }
     return 0;
 }
@@ -442,7 +444,9 @@ static int open_all(pyllm_gguf *g, const char *path, pyllm_error *err) {
     if (set.count > 1) TRY(open_rest(g, path, &set, err));
     TRY(name_keys(g, err));
     for (int64_t i = 0; i < g->n_tensors; i++) g->tensors[i].name = g->tensor_names[i];
-    return index_tensors(g, err);
+    g->key = hash_key_new(g);
+    TRY(index_names(g, &g->kv_index, g->kv_names, g->n_kv, "key", err));
+    return index_names(g, &g->tensor_index, g->tensor_names, g->n_tensors, "tensor", err);
 }
 
 int gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err) {
@@ -468,7 +472,8 @@ void gguf_close(pyllm_gguf *g) {
     mem_free(g->kv_names);
     mem_free(g->tensor_names);
     mem_free(g->tensors);
-    mem_free(g->index);
+    mem_free(g->kv_index.slot);
+    mem_free(g->tensor_index.slot);
     mem_free(g->parts);
     mem_free(g);
 }
@@ -538,14 +543,5 @@ int gguf_read(const pyllm_gguf *g, int64_t i, uint64_t begin, uint64_t n, void *
     return read_at(&g->parts[t->file], t->offset + begin, n, dst, err);
 }
 
-int64_t gguf_find_kv(const pyllm_gguf *g, const char *key) {
-    for (int64_t i = 0; i < g->n_kv; i++)
-        if (!strcmp(g->kv_names[i], key)) return i;
-    return -1;
-}
-
-int64_t gguf_find_tensor(const pyllm_gguf *g, const char *name) {
-    for (uint32_t h = hash(name) & g->index_mask; g->index[h] >= 0; h = (h + 1) & g->index_mask)
-        if (!strcmp(g->tensors[g->index[h]].name, name)) return g->index[h];
-    return -1;
-}
+int64_t gguf_find_kv(const pyllm_gguf *g, const char *key) { return *find_slot(g, &g->kv_index, g->kv_names, key); }
+int64_t gguf_find_tensor(const pyllm_gguf *g, const char *name) { return *find_slot(g, &g->tensor_index, g->tensor_names, name); }

@@ -7,18 +7,6 @@
 
 static int is_special(int type) { return type == TOKEN_CONTROL || type == TOKEN_USER || type == TOKEN_UNKNOWN; }
 
-/* The longest special token at s, -1 if there is none. Control tokens only if asked for. */
-static int32_t special_at(const pyllm_tokenizer *t, const char *s, int64_t n, int parse_special) {
-    unsigned two = (uint8_t)s[0] | (n > 1 ? (uint8_t)s[1] : 0) << 8;
-    if (!(t->special_start[two / 8] >> two % 8 & 1)) return -1;
-    for (uint32_t len = n < t->special_max ? (uint32_t)n : t->special_max; len; len--) {
-        if (!(t->special_lengths[len / 8] >> len % 8 & 1)) continue;
-        int32_t id = id_find(t, &t->special, t->text, s, len);
-        if (id >= 0 && (parse_special || t->type[id] == TOKEN_USER)) return id;
-    }
-    return -1;
-}
-
 static int is_blank(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 /* Sentencepiece wants U+2581 for spaces, and one in front of a text. */

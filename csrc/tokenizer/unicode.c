@@ -24,14 +24,3 @@ int utf8_decode(const uint8_t *s, int64_t n, uint32_t *cp) {
     *cp = v;
     return len;
 }
-
-int utf8_encode(uint32_t cp, uint8_t *out) {
-    if (cp < 0x80) {
-        out[0] = (uint8_t)cp;
-        return 1;
-    }
-    int len = cp < 0x800 ? 2 : cp < 0x10000 ? 3 : 4;
-    for (int i = len - 1; i > 0; i--, cp >>= 6) out[i] = (uint8_t)(0x80 | (cp & 63));
-    out[0] = (uint8_t)((0xf00 >> len) | cp);
-    return len;
-}

@@ -9,14 +9,8 @@
 
 /* ---- tables ---- */
 
-static uint32_t hash_bytes(const char *s, size_t n) {
-    uint32_t h = 2166136261u;
-    for (size_t i = 0; i < n; i++) h = (h ^ (uint8_t)s[i]) * 16777619u;
-    return h ^ h >> 15;
-}
-
 int32_t id_find(const pyllm_tokenizer *t, const id_table *h, const span *spans, const char *s, size_t n) {
-    for (uint32_t i = hash_bytes(s, n) & h->mask; h->slot[i] >= 0; i = (i + 1) & h->mask) {
+    for (uint32_t i = (uint32_t)hash_bytes(t->key, s, n) & h->mask; h->slot[i] >= 0; i = (i + 1) & h->mask) {
         const span *x = &spans[h->slot[i]];
         if (x->len == n && !memcmp(t->arena + x->at, s, n)) return h->slot[i];
     }
@@ -36,17 +30,15 @@ int id_table_new(id_table *h, int64_t n) {
 void id_put(const pyllm_tokenizer *t, id_table *h, const span *spans, int32_t id) {
     const char *s = t->arena + spans[id].at;
     if (id_find(t, h, spans, s, spans[id].len) >= 0) return;        /* the first of equal texts wins */
-    uint32_t i = hash_bytes(s, spans[id].len) & h->mask;
+    uint32_t i = (uint32_t)hash_bytes(t->key, s, spans[id].len) & h->mask;
     while (h->slot[i] >= 0) i = (i + 1) & h->mask;
     h->slot[i] = id;
 }
 
-static uint32_t hash_pair(uint64_t p) { return (uint32_t)((p * 0x9e3779b97f4a7c15u) >> 32); }
-
 const merge *merge_find(const pyllm_tokenizer *t, int32_t left, int32_t right) {
     if (left < 0 || right < 0) return NULL;
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    for (uint32_t i = hash_pair(pair) & t->merges_mask; t->merges[i].rank >= 0; i = (i + 1) & t->merges_mask)
+    for (uint32_t i = (uint32_t)hash_u64(t->key, pair) & t->merges_mask; t->merges[i].rank >= 0; i = (i + 1) & t->merges_mask)
         if (t->merges[i].pair == pair) return &t->merges[i];
     return NULL;
 }
@@ -64,15 +56,14 @@ static int wrong(const source *s, const char *key, const char *what) {
     return err_set(s->err, PYLLM_ERR_FORMAT, "%s: %s %s\nhint: the file is damaged or not a language model", gguf_path(s->g), key, what);
 }
 
-/* An integer or bool key; `missing` if absent or of another type. */
+/* An integer or bool key; `missing` if absent or of another type. Of u64 all 64 bits: negative from 2^63 on. */
 static int64_t number(const source *s, const char *key, int64_t missing) {
     static const uint8_t bytes[13] = {1, 1, 2, 2, 4, 4, 0, 1, 0, 0, 8, 8, 0};
     pyllm_kv kv;
     if (gguf_kv(s->g, gguf_find_kv(s->g, key), &kv) || kv.type > 12 || !bytes[kv.type]) return missing;
     int64_t v = 0;
     memcpy(&v, kv.data, bytes[kv.type]);
-    if (kv.type == 5) v = (int32_t)v;
-    return v;
+    return kv.type == 1 ? (int8_t)v : kv.type == 3 ? (int16_t)v : kv.type == 5 ? (int32_t)v : v;
 }
 
 static const char *text(const source *s, const char *key, uint64_t *len) {
@@ -170,29 +161,13 @@ static int read_tokens(pyllm_tokenizer *t, const source *s) {
 }
 
 static int index_tokens(pyllm_tokenizer *t, const source *s) {
-    int64_t special = 0;
-    for (int32_t i = 0; i < t->n; i++) special += t->type[i] == TOKEN_CONTROL || t->type[i] == TOKEN_USER;
-    t->special_lengths = mem_array(1 << 13, 1);
-    if (id_table_new(&t->by_bytes, t->n) || id_table_new(&t->special, special) || !t->special_lengths) return no_memory(s);
+    for (int32_t i = 0; i < t->n; i++)
+        if ((t->type[i] == TOKEN_CONTROL || t->type[i] == TOKEN_USER) && t->text[i].len > SPECIAL_MAX)
+            return wrong(s, "tokenizer.ggml.tokens", "has a special token of more than 1024 bytes");
+    if (id_table_new(&t->by_bytes, t->n) || special_index(t)) return no_memory(s);
     for (int32_t i = 0; i < t->n; i++) {
-        uint32_t len = t->text[i].len;
-        const uint8_t *p = (const uint8_t *)t->arena + t->text[i].at;
-        if (t->type[i] == TOKEN_CONTROL || t->type[i] == TOKEN_USER) {
-            if (!len || len >= (1 << 16)) continue;
-            id_put(t, &t->special, t->text, i);
-            t->special_lengths[len / 8] |= (uint8_t)(1 << len % 8);
-            if (len > t->special_max) t->special_max = len;
-            for (unsigned second = 0; second < 256; second++) {
-                unsigned two = p[0] | (len > 1 ? p[1] : second) << 8;
-                t->special_start[two / 8] |= (uint8_t)(1 << two % 8);
-            }
-            if (t->kind == KIND_BPE) continue;
-        }
-        if (t->kind == KIND_SPM) {
-            if (t->type[i] != TOKEN_BYTE) id_put(t, &t->by_bytes, t->text, i);
-        } else {
-            id_put(t, &t->by_bytes, t->bytes, i);
-        }
+        if (t->kind == KIND_BPE && t->type[i] != TOKEN_CONTROL && t->type[i] != TOKEN_USER) id_put(t, &t->by_bytes, t->bytes, i);
+        if (t->kind == KIND_SPM && t->type[i] != TOKEN_BYTE) id_put(t, &t->by_bytes, t->text, i);
     }
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
     for (int32_t i = t->n - 1; i >= 0; i--)
@@ -204,7 +179,7 @@ static int index_tokens(pyllm_tokenizer *t, const source *s) {
 /* ---- merges and scores ---- */
 
 static void put_merge(pyllm_tokenizer *t, merge m) {
-    uint32_t i = hash_pair(m.pair) & t->merges_mask;
+    uint32_t i = (uint32_t)hash_u64(t->key, m.pair) & t->merges_mask;
     for (; t->merges[i].rank >= 0; i = (i + 1) & t->merges_mask)
         if (t->merges[i].pair == m.pair) return;
     t->merges[i] = m;
@@ -260,8 +235,9 @@ static void mark_ends(pyllm_tokenizer *t) {
     for (int k = 1; k < 4; k++)
         if (t->ids[k] >= 0) t->is_end[t->ids[k]] = 1;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        int32_t id = id_find(t, &t->special, t->text, names[i], strlen(names[i]));
-        if (id >= 0 && t->type[id] == TOKEN_CONTROL) t->is_end[id] = 1;
+        size_t len = strlen(names[i]);
+        int32_t id = special_at(t, names[i], (int64_t)len, 1);
+        if (id >= 0 && t->text[id].len == len && t->type[id] == TOKEN_CONTROL) t->is_end[id] = 1;
     }
 }
 
@@ -271,8 +247,9 @@ static int read_special(pyllm_tokenizer *t, const source *s) {
         char key[64];
         snprintf(key, sizeof key, "tokenizer.ggml.%s_token_id", keys[k]);
         int64_t id = number(s, key, -1);
-        if (id >= t->n && id != 0xffffffff) return wrong(s, key, "is not in the vocabulary");
-        t->ids[k] = id == 0xffffffff ? -1 : (int32_t)id;
+        int absent = id == -1 || id == 0xffffffff;
+        if (!absent && (id < 0 || id >= t->n)) return wrong(s, key, "is not in the vocabulary");
+        t->ids[k] = absent ? -1 : (int32_t)id;
     }
     uint64_t len;
     const char *arch = text(s, "general.architecture", &len);
@@ -307,6 +284,7 @@ int tokenizer_new(const pyllm_gguf *g, pyllm_tokenizer **out, pyllm_error *err) 
     *out = NULL;
     pyllm_tokenizer *t = mem_zalloc(sizeof *t);
     if (!t) return no_memory(&s);
+    t->key = hash_key_new(t);
     int rc = read_kind(t, &s);
     if (!rc) rc = read_tokens(t, &s);
     if (!rc) rc = index_tokens(t, &s);
@@ -326,8 +304,8 @@ void tokenizer_free(pyllm_tokenizer *t) {
     mem_free(t->is_end);
     mem_free(t->scores);
     mem_free(t->by_bytes.slot);
-    mem_free(t->special.slot);
-    mem_free(t->special_lengths);
+    mem_free(t->special[0].x);
+    mem_free(t->special[1].x);
     mem_free(t->merges);
     mem_free(t);
 }

@@ -4,6 +4,8 @@
 #include "pretokenize.h"
 #include "tokenizer.h"
 
+#include "../base/hash.h"
+
 enum token_kind { TOKEN_NORMAL = 1, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE };
 enum tokenizer_kind { KIND_BPE, KIND_SPM };
 
@@ -15,6 +17,16 @@ typedef struct id_table {
     uint32_t mask;
 } id_table;
 
+enum { SPECIAL_MAX = 1024 };    /* bytes of a special token's text: bounds the work at every byte of a text */
+typedef struct special {
+    span text;
+    int32_t id, shorter;        /* shorter: place of the longest other one that this one begins with, -1 if none */
+} special;
+typedef struct special_set {    /* sorted by text; no two alike, none empty */
+    special *x;
+    int32_t n;
+} special_set;
+
 typedef struct merge { uint64_t pair; int32_t rank, id; } merge;     /* pair = left << 32 | right; rank -1: empty */
 
 struct pyllm_tokenizer {
@@ -24,11 +36,10 @@ struct pyllm_tokenizer {
     span *text, *bytes;         /* [n] as in the file; as they appear in text */
     uint8_t *type, *is_end;     /* [n] */
     float *scores;              /* [n], sentencepiece */
-    id_table by_bytes;          /* normal, byte and unused tokens; sentencepiece: all */
-    id_table special;           /* control and user-defined tokens by their text */
+    hash_key key;
+    id_table by_bytes;          /* byte-level BPE: all but special tokens, by bytes; sentencepiece: all but byte tokens, by text */
+    special_set special[2];     /* user-defined tokens; these and control tokens */
     uint8_t special_start[8192];    /* bit per first two bytes of a special token (one-byte ones set all) */
-    uint8_t *special_lengths;   /* bit per length, up to special_max */
-    uint32_t special_max;
     int32_t byte_ids[256];
     merge *merges;              /* open addressing by pair */
     uint32_t merges_mask;
@@ -53,6 +64,11 @@ int id_table_new(id_table *h, int64_t n);
 void id_put(const pyllm_tokenizer *t, id_table *h, const span *spans, int32_t id);
 /* Rank and result of joining two tokens; NULL if they never join. */
 const merge *merge_find(const pyllm_tokenizer *t, int32_t left, int32_t right);
+
+/* Sorts the special tokens, once texts and types are read; -1 without memory. */
+int special_index(pyllm_tokenizer *t);
+/* The longest special token that s[0..n), n > 0, begins with; -1 if there is none. Control tokens only if asked for. */
+int32_t special_at(const pyllm_tokenizer *t, const char *s, int64_t n, int control);
 
 /* Tokens of a text without special tokens. */
 int bpe_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);

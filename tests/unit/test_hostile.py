@@ -17,6 +17,7 @@ import tiny_gguf
 import tok_oracle
 
 import pyllm
+from pyllm._core import lib
 from pyllm.gguf import GGUF
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -317,6 +318,19 @@ def test_nan_weights_end_only_their_request(nan_rows: Path) -> None:
         assert [llm.complete(p, temperature=0, max_tokens=40, logit_bias=ban).tokens for p in prompts] == alone
         assert np.array_equal(llm.logits(prompts[0]), rows)
         assert not np.isfinite(llm.logits([5, 270])[1]).any() and np.isfinite(llm.logits([5, 270])[0]).all()
+
+
+# ---- angles ----
+
+def test_sine_and_cosine_of_anything() -> None:
+    """Below 2^51 a point of the unit circle; from there on, and for what is no number, NaN. The polynomials are within 2^-50 for any
+    remainder below pi/2, so the point is within 2^-48 of the circle."""
+    rng = np.random.default_rng(7)
+    inside = [*(rng.uniform(-1, 1, 20_000) * 2.0 ** rng.uniform(-60, 51, 20_000)), 2.0 ** 51 - 1, 1 - 2.0 ** 51, 0.0]
+    points = np.array([(lib.pyllm_math_cos(x), lib.pyllm_math_sin(x)) for x in inside])
+    assert np.abs(np.hypot(*points.T) - 1).max() < 2.0 ** -48
+    for x in (2.0 ** 51, 2.0 ** 63, 1e19, 1e300, math.inf, math.nan):
+        assert all(math.isnan(f(y)) for f in (lib.pyllm_math_sin, lib.pyllm_math_cos) for y in (x, -x)), x
 
 
 # ---- tokenizers ----
