@@ -23,7 +23,7 @@ MODELS = {
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """What starts a program in the background may make it ignore Ctrl-C, and its children with it: tests that interrupt would wait for ever."""
+    """What starts a program in the background may make it and its children ignore Ctrl-C: tests that interrupt would wait for ever."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
