@@ -83,7 +83,7 @@ class Child:
     """One engine in its own process. level: pyllm's CPU level, empty for the best; afterwards the one it runs."""
 
     def __init__(self, python: str, code: str, path: Path, threads: int, ctx: int, kv: str, level: str = "") -> None:
-        self._process = subprocess.Popen([python, "-c", code, str(path), str(threads), str(ctx), kv, level], text=True,
+        self._process = subprocess.Popen([python, "-I", "-c", code, str(path), str(threads), str(ctx), kv, level], text=True,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.level = self._answer("ready")
 
