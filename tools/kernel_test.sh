@@ -17,7 +17,7 @@ need() {        # command, Debian package
 
 build() {       # compiler, target architecture, name
     mkdir "$dir/$3"
-    for src in csrc/base/cpu.c csrc/base/math.c csrc/base/fpenv.c csrc/formats/*.c csrc/kernels/*.c csrc/kernels/*/*.c tests/kernels/kernel_*.c; do
+    for src in csrc/base/*.c csrc/formats/*.c csrc/kernels/*.c csrc/kernels/*/*.c tests/kernels/kernel_*.c; do
         case "$2:$src" in
             *:csrc/formats/gguf.c) continue ;;
             *:tests/*) extra=-O1 ;;         # GCC 12 for aarch64 dies of vectorizing sums in double

@@ -147,3 +147,11 @@ int threads_default(void) {
     }
     return at_most_quota(n);
 }
+
+size_t cache_l2_bytes(void) {
+    long n = -1;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    n = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return n >= 128 << 10 && n <= 64 << 20 ? (size_t)n : 512 << 10;
+}

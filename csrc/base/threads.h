@@ -32,4 +32,6 @@ void fpenv_restore(uint64_t saved);
 int threads_default(void);
 /* CPUs (hardware threads) that it may use: more workers than these would wait for each other. */
 int threads_allowed(void);
+/* Second-level data cache of a core, in bytes; 512 KB where the system does not tell. Slow: ask once. */
+size_t cache_l2_bytes(void);
 #endif

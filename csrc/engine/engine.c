@@ -110,6 +110,7 @@ static int alloc_all(pyllm_engine *e, const sizes *z) {
     e->logit_rows = mem_array((size_t)p->max_rows, sizeof *e->logit_rows);
     e->runs = mem_array((size_t)p->max_rows, sizeof *e->runs);
     e->pool = pool_new(p->n_threads);
+    e->l2_bytes = cache_l2_bytes();
     return e->activations && e->scratch && e->states && e->act[0] && e->act[1] && e->pos && e->logit_rows && e->runs && e->pool &&
            !alloc_groups(e) && !alloc_sequences(e) ? 0 : -1;
 }
@@ -224,7 +225,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
     if (n_logits && !logits) return err_set(err, PYLLM_ERR_ARG, "logits of %d rows are wanted, but there is no place for them", n_logits);
     int rc = place_rows(e, n, seqs, &n_runs, err);
     batch b = {.n_rows = n, .n_logits = n_logits, .n_runs = n_runs, .tokens = tokens, .pos = e->pos, .logit_rows = e->logit_rows, .runs = e->runs};
-    op_ctx c = {.k = e->m->k, .pool = e->pool, .cancel = cancel, .weights = e->m->t.weights, .values = e->plan.values, .tables = e->m->t.tables,
+    op_ctx c = {.k = e->m->k, .pool = e->pool, .l2_bytes = e->l2_bytes, .cancel = cancel, .weights = e->m->t.weights, .values = e->plan.values, .tables = e->m->t.tables,
                 .activations = e->activations, .logits = logits, .b = &b, .kv_type = e->params.kv_type, .layers = e->layers, .groups = e->groups,
                 .file = e->m->file, .act = {e->act[0], e->act[1]}, .scratch = e->scratch, .scratch_bytes = e->scratch_bytes,
                 .states = e->states, .states_floats = e->states_floats, .err = err};

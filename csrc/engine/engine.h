@@ -14,6 +14,7 @@ struct pyllm_engine {
     pyllm_model *m;
     pyllm_engine_params params;
     pool *pool;
+    size_t l2_bytes;
     kv_layer *layers;           /* [n_layers] */
     kv_group *groups;           /* [n_groups] */
     int32_t n_groups;

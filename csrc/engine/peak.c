@@ -5,11 +5,11 @@
 #include <stdatomic.h>
 #include <time.h>
 
-enum { PASSES = 7, ROUNDS = 10000, ITEMS = 16 };    /* ITEMS a worker and pass; an item takes well under a millisecond but with ref */
+enum { PASSES = 7, ROUNDS = 1250, ITEMS = 16 };    /* ITEMS a worker and pass; an item takes well under a millisecond but with ref */
 
 typedef struct job {
     const kernels *k;
-    int8_t a[4];
+    int8_t a[32];
     atomic_llong macs;
     atomic_uint sum;            /* what is summed must be used, or the compiler drops the work */
 } job;

@@ -35,9 +35,9 @@ typedef void quantize_act_fn(const float *x, int64_t ldx, int m, int64_t k, int 
 typedef void matmul_fn(const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, int64_t lda, int m,
                        float *y, int64_t ldy);
 
-/* The level's 8-bit dot product alone, weights in registers: `rounds` times PEAK_CHAINS independent accumulators of ROWS lanes, each adding 4
-   products a lane of 1 and the bytes at a. No quantized matmul can be faster. Returns the multiply-adds done; *sum: of all lanes, modulo 2^32,
-   which is returned*(a[0] + a[1] + a[2] + a[3])/4 on every level. */
+/* The level's 8-bit dot product alone, weights in registers: `rounds` times PEAK_CHAINS independent accumulators of ROWS lanes, each adding 32
+   products a lane of codes of 1 and the bytes at a[0..31]. No matmul of 4-bit codes can be faster. Returns the multiply-adds done; *sum: of all
+   lanes, modulo 2^32, which is returned/32 times the sum of a on every level. */
 enum { PEAK_CHAINS = 10 };
 typedef int64_t dot_peak_fn(int64_t rounds, const int8_t *a, uint32_t *sum);
 

@@ -68,6 +68,7 @@ typedef struct format {
     int bytes;                  /* of a packed block column (pack_column_bytes) */
     int zero;                   /* zero point of unsigned codes */
     int is_signed;              /* codes are signed bytes instead */
+    int run;                    /* vectors of codes, a power of 2 up to 8, whose products with 127 add up in int16: 32767 / (2 * 127 * largest) */
     int has_min;
     scale_fn *scale;            /* blocks of 32: the float scale, of scale_bytes a row */
     int scale_bytes;
@@ -76,9 +77,10 @@ typedef struct format {
     void (*scales)(const uint8_t *p, vi *sc, vi *mn);
 } format;
 
-INLINE vi dot32(const vi *q, const int8_t *a, int from, int to, int32_t start, int is_signed) {
+INLINE vi dot32(const format *f, const vi *q, const int8_t *a, int from, int to, int32_t start) {
     vi acc = vi_set1(start);
-    for (int j = from; j < to; j++) acc = is_signed ? dot_s(acc, q[j], a + 4 * j) : dot_u(acc, q[j], a + 4 * j);
+    int run = f->run < to - from ? f->run : to - from;
+    for (int j = from; j < to; j += run) acc = f->is_signed ? dots_s(acc, q + j, a + 4 * j, run) : dots_u(acc, q + j, a + 4 * j, run);
     return acc;
 }
 
@@ -98,7 +100,7 @@ INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit 
             vf d = f->scale(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
 #pragma GCC unroll 8
             for (int c = 0; c < M; c++) {
-                vi dot = dot32(q, u[c].q + 32 * i, 0, 8, start_of(f, u[c].sum32[i]), f->is_signed);
+                vi dot = dot32(f, q, u[c].q + 32 * i, 0, 8, start_of(f, u[c].sum32[i]));
                 vf da = vf_set1(u[c].d[i]);
                 sum[c] = vf_fma(vf_from_vi(dot), vf_mul(d, da), sum[c]);
                 if (f->has_min) sum[c] = vf_fma(vf_set1((float)u[c].sum32[i]), vf_mul(min, da), sum[c]);
@@ -202,11 +204,11 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
                     for (int c = 0; c < M; c++) {
                         const act_unit *x = &a[c];
                         if (f->sub == 32) {
-                            vi dot = dot32(q, x->q + 32 * s, 0, 8, start_of(f, x->sum32[s]), f->is_signed);
+                            vi dot = dot32(f, q, x->q + 32 * s, 0, 8, start_of(f, x->sum32[s]));
                             isum[c] = vi_add(isum[c], vi_mul(dot, sc[s]));
                         } else {
-                            vi lo = dot32(q, x->q + 32 * s, 0, 4, start_of(f, x->sum16[2 * s]), 0);
-                            vi hi = dot32(q, x->q + 32 * s, 4, 8, start_of(f, x->sum16[2 * s + 1]), 0);
+                            vi lo = dot32(f, q, x->q + 32 * s, 0, 4, start_of(f, x->sum16[2 * s]));
+                            vi hi = dot32(f, q, x->q + 32 * s, 4, 8, start_of(f, x->sum16[2 * s + 1]));
                             isum[c] = vi_add(isum[c], vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1])));
                         }
                     }
@@ -289,19 +291,19 @@ INLINE void columns(tile_fn *const *tiles, const uint8_t *w, size_t group_bytes,
 #define CALL_32(type, M) tile32(&type##_format, w, k, a, m, M, y, ldy)
 #define CALL_256(type, M) tile256(&type##_format, w, k, a, m, M, y, ldy)
 
-MATMUL(q4_0, 32, .load = load_q4, .dwords = 4, .bytes = 18 * 16, .zero = 8, .scale = scale_f16, .scale_bytes = 2)
-MATMUL(q4_1, 32, .load = load_q4, .dwords = 4, .bytes = 20 * 16, .has_min = 1, .scale = scale_f16, .scale_bytes = 2)
-MATMUL(q5_0, 32, .load = load_q5, .dwords = 5, .bytes = 22 * 16, .zero = 16, .scale = scale_f16, .scale_bytes = 2)
-MATMUL(q5_1, 32, .load = load_q5, .dwords = 5, .bytes = 24 * 16, .has_min = 1, .scale = scale_f16, .scale_bytes = 2)
-MATMUL(q8_0, 32, .load = load_q8_0, .dwords = 8, .bytes = 34 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
-MATMUL(iq4_nl, 32, .load = load_iq4_nl, .dwords = 4, .bytes = 18 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
-MATMUL(mxfp4, 32, .load = load_mxfp4, .dwords = 4, .bytes = 17 * 16, .is_signed = 1, .scale = scale_e8m0, .scale_bytes = 1)
-MATMUL(q2_k, 256, .load = load_q2_k, .dwords = 20, .bytes = 84 * 16, .has_min = 1, .sub = 16, .scales = scales_q2_k)
-MATMUL(q3_k, 256, .load = load_q3_k, .dwords = 27, .bytes = 112 * 16, .zero = 4, .sub = 16, .near = 1, .scales = scales_q3_k)
-MATMUL(q4_k, 256, .load = load_q4_k, .dwords = 35, .bytes = 144 * 16, .has_min = 1, .sub = 32, .scales = scales_q4_k)
-MATMUL(q5_k, 256, .load = load_q5_k, .dwords = 43, .bytes = 176 * 16, .has_min = 1, .sub = 32, .near = 1, .scales = scales_q5_k)
-MATMUL(q6_k, 256, .load = load_q6_k, .dwords = 52, .bytes = 212 * 16, .zero = 32, .sub = 16, .scales = scales_q6_k)
-MATMUL(iq4_xs, 256, .load = load_iq4_xs, .dwords = 33, .bytes = 136 * 16, .is_signed = 1, .sub = 32)
+MATMUL(q4_0, 32, .load = load_q4, .run = 8, .dwords = 4, .bytes = 18 * 16, .zero = 8, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(q4_1, 32, .load = load_q4, .run = 8, .dwords = 4, .bytes = 20 * 16, .has_min = 1, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(q5_0, 32, .load = load_q5, .run = 4, .dwords = 5, .bytes = 22 * 16, .zero = 16, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(q5_1, 32, .load = load_q5, .run = 4, .dwords = 5, .bytes = 24 * 16, .has_min = 1, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(q8_0, 32, .load = load_q8_0, .run = 1, .dwords = 8, .bytes = 34 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(iq4_nl, 32, .load = load_iq4_nl, .run = 1, .dwords = 4, .bytes = 18 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
+MATMUL(mxfp4, 32, .load = load_mxfp4, .run = 8, .dwords = 4, .bytes = 17 * 16, .is_signed = 1, .scale = scale_e8m0, .scale_bytes = 1)
+MATMUL(q2_k, 256, .load = load_q2_k, .run = 8, .dwords = 20, .bytes = 84 * 16, .has_min = 1, .sub = 16, .scales = scales_q2_k)
+MATMUL(q3_k, 256, .load = load_q3_k, .run = 8, .dwords = 27, .bytes = 112 * 16, .zero = 4, .sub = 16, .near = 1, .scales = scales_q3_k)
+MATMUL(q4_k, 256, .load = load_q4_k, .run = 8, .dwords = 35, .bytes = 144 * 16, .has_min = 1, .sub = 32, .scales = scales_q4_k)
+MATMUL(q5_k, 256, .load = load_q5_k, .run = 4, .dwords = 43, .bytes = 176 * 16, .has_min = 1, .sub = 32, .near = 1, .scales = scales_q5_k)
+MATMUL(q6_k, 256, .load = load_q6_k, .run = 2, .dwords = 52, .bytes = 212 * 16, .zero = 32, .sub = 16, .scales = scales_q6_k)
+MATMUL(iq4_xs, 256, .load = load_iq4_xs, .run = 1, .dwords = 33, .bytes = 136 * 16, .is_signed = 1, .sub = 32)
 
 #define CALL_FLOAT(kind, M) tile_float(kind, w, k, a, lda, M, y, ldy)
 #define CALL_F32(type, M) CALL_FLOAT(KIND_F32, M)
@@ -331,19 +333,20 @@ static void NAME(quantize_act)(const float *x, int64_t ldx, int m, int64_t k, in
 }
 
 static int64_t NAME(dot_peak)(int64_t rounds, const int8_t *a, uint32_t *sum) {
-    vi acc[PEAK_CHAINS], one = vi_set1(0x01010101);
+    vi acc[PEAK_CHAINS], ones[8];
 #pragma GCC unroll 10
     for (int i = 0; i < PEAK_CHAINS; i++) acc[i] = vi_set1(0);
+    for (int i = 0; i < 8; i++) ones[i] = vi_set1(0x01010101);
     for (int64_t r = 0; r < rounds; r++)
 #pragma GCC unroll 10
         for (int i = 0; i < PEAK_CHAINS; i++) {
-            __asm__("" : "+r"(a));          /* another place, for all that the compiler knows: it must not hoist the product */
-            acc[i] = dot_u(acc[i], one, a);
+            __asm__("" : "+r"(a));          /* another place, for all that the compiler knows: it must not hoist the products */
+            acc[i] = dots_u(acc[i], ones, a, 8);
         }
     *sum = 0;
 #pragma GCC unroll 10
     for (int i = 0; i < PEAK_CHAINS; i++) *sum += (uint32_t)vi_sum_lanes(acc[i]);
-    return rounds * PEAK_CHAINS * ROWS * 4;
+    return rounds * PEAK_CHAINS * ROWS * 32;
 }
 
 void NAME(init_matmul)(kernels *k) {

@@ -1,14 +1,19 @@
 /* Matrix products: linear (1 to 3 matrices that share one input) and gated (act(gate x) * (up x)).
  *
- * The input is quantized once per block size that the weights ask for, in panels of PANEL rows. A work item is a block of output
- * groups, small enough to stay in the L2 cache while all panels pass over it. */
+ * The input is quantized once per block size that the weights ask for, in panels of PANEL rows. A work item is a block of output groups
+ * for a few panels. Items of one block follow each other, so a worker's block stays in its L2 cache while panel after panel comes by:
+ * the larger the block, the fewer times all panels are read. */
 #include "ops.h"
 
 #include <string.h>
 
 enum { LINEAR_W, LINEAR_BIAS, LINEAR_ADD };
 enum { GATED_W, GATED_ACT };
-enum { BLOCK_BYTES = 128 << 10, BLOCK_GROUPS_MAX = 32 };
+enum {
+    STREAM_BYTES = 128 << 10,       /* weights of an item when there is one panel: nothing is read twice */
+    BLOCK_GROUPS_MAX = 32,
+    ITEM_PANELS = 4
+};
 
 static int check_matrices(const op_check *c, const step *s, const param *w) {
     int64_t width = c->values[s->in[0]].width;
@@ -95,6 +100,7 @@ typedef struct product {
     const float *bias;          /* or NULL */
     float *y;                   /* [rows, w->n] */
     int64_t block;              /* groups of a work item */
+    int64_t parts;              /* items of a block: ITEM_PANELS panels each */
     int64_t items;
 } product;
 
@@ -106,17 +112,18 @@ typedef struct linear_job {
     product p[OP_MAX];
 } linear_job;
 
-/* Groups a work item: about four items a worker when the matrix is small, at most BLOCK_BYTES of weights. */
-static int64_t block_groups(const weight *w, int workers) {
-    int64_t groups = (w->n + GROUP - 1) / GROUP, fair = groups / (4 * workers), fit = BLOCK_BYTES / (int64_t)w->group_bytes;
-    int64_t b = fair < fit ? fair : fit;
+/* Groups of an item: about four items a worker at least; with several panels half of the L2 cache at most. */
+static int64_t block_groups(const op_ctx *c, const weight *w, int64_t rows, int64_t parts) {
+    int64_t groups = (w->n + GROUP - 1) / GROUP, fair = groups * parts / (4 * pool_size(c->pool));
+    int64_t fit = (int64_t)((rows > PANEL ? c->l2_bytes / 2 : STREAM_BYTES) / w->group_bytes), b = fair < fit ? fair : fit;
     return b < 1 ? 1 : b > BLOCK_GROUPS_MAX ? BLOCK_GROUPS_MAX : b;
 }
 
-static void plan_product(product *p, const op_ctx *c, const weight *w) {
+static void plan_product(product *p, const op_ctx *c, const weight *w, int64_t rows) {
     p->w = w;
-    p->block = block_groups(w, pool_size(c->pool));
-    p->items = ((w->n + GROUP - 1) / GROUP + p->block - 1) / p->block;
+    p->parts = (rows + ITEM_PANELS * PANEL - 1) / (ITEM_PANELS * PANEL);
+    p->block = block_groups(c, w, rows, p->parts);
+    p->items = ((w->n + GROUP - 1) / GROUP + p->block - 1) / p->block * p->parts;
 }
 
 /* y[m][0..n) = W rows [first, first + n) times panel `panel`, where n = 16*groups except at the matrix's end. */
@@ -137,11 +144,15 @@ static void multiply(const op_ctx *c, const weight *w, const float *x, int64_t p
     }
 }
 
-static int64_t block_rows(const product *p, int64_t item, int64_t *first, int64_t *groups) {
-    int64_t all = (p->w->n + GROUP - 1) / GROUP, g = item * p->block;
-    *groups = all - g < p->block ? all - g : p->block;
-    *first = g * GROUP;
-    return p->w->n - *first < *groups * GROUP ? p->w->n - *first : *groups * GROUP;
+/* What an item computes: `n` output rows from `first` on, `groups` groups, for the input rows [row, end). */
+typedef struct item_range { int64_t first, n, groups, row, end; } item_range;
+
+static item_range item_of(const product *p, int64_t item, int64_t rows) {
+    item_range t = {.first = item / p->parts * p->block * GROUP, .row = item % p->parts * ITEM_PANELS * PANEL};
+    t.n = p->w->n - t.first < p->block * GROUP ? p->w->n - t.first : p->block * GROUP;
+    t.groups = (t.n + GROUP - 1) / GROUP;
+    t.end = rows - t.row < ITEM_PANELS * PANEL ? rows : t.row + ITEM_PANELS * PANEL;
+    return t;
 }
 
 static void linear_item(void *ctx, int64_t item, int worker) {
@@ -150,18 +161,19 @@ static void linear_item(void *ctx, int64_t item, int worker) {
     int i = 0;
     while (item >= j->p[i].items) item -= j->p[i++].items;
     const product *p = &j->p[i];
-    int64_t first, groups, n = block_rows(p, item, &first, &groups), ld = p->w->n;
-    for (int64_t r = 0, panel = 0; r < j->rows; r += PANEL, panel++) {
-        int m = (int)(j->rows - r < PANEL ? j->rows - r : PANEL);
-        float *y = p->y + r * ld + first;
-        multiply(j->c, p->w, j->x, panel, m, first, groups, y, ld);
+    item_range t = item_of(p, item, j->rows);
+    int64_t ld = p->w->n;
+    for (int64_t r = t.row; r < t.end; r += PANEL) {
+        int m = (int)(t.end - r < PANEL ? t.end - r : PANEL);
+        float *y = p->y + r * ld + t.first;
+        multiply(j->c, p->w, j->x, r / PANEL, m, t.first, t.groups, y, ld);
         for (int q = 0; q < m && (p->bias || j->add); q++) {
             float *yq = y + q * ld;
             if (p->bias)
-                for (int64_t o = 0; o < n; o++) yq[o] += p->bias[first + o];
+                for (int64_t o = 0; o < t.n; o++) yq[o] += p->bias[t.first + o];
             if (j->add) {
-                const float *z = j->add + (r + q) * ld + first;
-                for (int64_t o = 0; o < n; o++) yq[o] += z[o];
+                const float *z = j->add + (r + q) * ld + t.first;
+                for (int64_t o = 0; o < t.n; o++) yq[o] += z[o];
             }
         }
     }
@@ -176,7 +188,7 @@ int run_linear(const op_ctx *c, const step *s) {
         int32_t bias = s->p[LINEAR_BIAS].id[i];
         j.p[i].bias = bias < 0 ? NULL : c->weights[bias].vec;
         j.p[i].y = value_ptr(c, s->out[i]);
-        plan_product(&j.p[i], c, &c->weights[w->id[i]]);
+        plan_product(&j.p[i], c, &c->weights[w->id[i]], j.rows);
         items += j.p[i].items;
     }
     TRY(quantize_input(c, s, w));
@@ -186,14 +198,16 @@ int run_linear(const op_ctx *c, const step *s) {
 static void gated_item(void *ctx, int64_t item, int worker) {
     const linear_job *j = ctx;
     const op_ctx *c = j->c;
-    int64_t first, groups, n = block_rows(&j->p[0], item, &first, &groups), ld = j->p[0].w->n;
+    const product *p = &j->p[0];
+    item_range t = item_of(p, item, j->rows);
+    int64_t ld = p->w->n;
     float *up = (float *)(c->scratch + (size_t)worker * c->scratch_bytes);      /* [PANEL, groups*16] */
-    for (int64_t r = 0, panel = 0; r < j->rows; r += PANEL, panel++) {
-        int m = (int)(j->rows - r < PANEL ? j->rows - r : PANEL);
-        float *y = j->p[0].y + r * ld + first;
-        multiply(c, j->p[0].w, j->x, panel, m, first, groups, y, ld);
-        multiply(c, j->p[1].w, j->x, panel, m, first, groups, up, groups * GROUP);
-        for (int q = 0; q < m; q++) c->k->gated(j->act, y + q * ld, up + q * groups * GROUP, y + q * ld, n);
+    for (int64_t r = t.row; r < t.end; r += PANEL) {
+        int m = (int)(t.end - r < PANEL ? t.end - r : PANEL);
+        float *y = p->y + r * ld + t.first;
+        multiply(c, p->w, j->x, r / PANEL, m, t.first, t.groups, y, ld);
+        multiply(c, j->p[1].w, j->x, r / PANEL, m, t.first, t.groups, up, t.groups * GROUP);
+        for (int q = 0; q < m; q++) c->k->gated(j->act, y + q * ld, up + q * t.groups * GROUP, y + q * ld, t.n);
     }
 }
 
@@ -201,9 +215,12 @@ int run_gated(const op_ctx *c, const step *s) {
     const param *w = &s->p[GATED_W];
     linear_job j = {.c = c, .x = value_ptr(c, s->in[0]), .rows = value_rows(c, s->in[0]), .n = 2, .act = (int)s->p[GATED_ACT].i[0]};
     j.p[0].y = value_ptr(c, s->out[0]);
-    for (int i = 0; i < 2; i++) plan_product(&j.p[i], c, &c->weights[w->id[i]]);
-    if (j.p[1].block < j.p[0].block) j.p[0].block = j.p[1].block;
-    j.p[0].items = ((j.p[0].w->n + GROUP - 1) / GROUP + j.p[0].block - 1) / j.p[0].block;
+    for (int i = 0; i < 2; i++) plan_product(&j.p[i], c, &c->weights[w->id[i]], j.rows);
+    product *p = &j.p[0];                   /* the two matrices of an item share the cache */
+    int64_t groups = (p->w->n + GROUP - 1) / GROUP;
+    p->block = p->block < j.p[1].block ? p->block : j.p[1].block;
+    if (j.rows > PANEL && p->block > 1) p->block /= 2;
+    p->items = (groups + p->block - 1) / p->block * p->parts;
     TRY(quantize_input(c, s, w));
     return pool_run(c->pool, gated_item, &j, j.p[0].items, 1, c->cancel);
 }

@@ -92,6 +92,7 @@ enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW,
 typedef struct op_ctx {
     const kernels *k;
     pool *pool;
+    size_t l2_bytes;                /* of a core */
     const volatile int32_t *cancel;
     const weight *weights;
     const value *values;

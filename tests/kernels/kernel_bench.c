@@ -1,6 +1,9 @@
-/* Speed of the kernels of every level, one thread. Weights at m = 1 come from memory (256 MB), at m = 8 from L2 (256 KB). */
+/* Speed of the kernels of every level, one thread, as lines that tools/performance.py makes a table of. Weights of one row come from memory
+ * (256 MB), those of 512 rows from the L2 cache (256 KB) while 64 panels of 8 rows pass over them. Shares are of what a plain read loop gets
+ * from memory, and of the level's dot product alone, both measured beside each type. */
 #include "kernel_test.h"
 
+#include "../../csrc/base/bandwidth.h"
 #include "../../csrc/kernels/pack.h"
 
 #include <stdio.h>
@@ -27,7 +30,7 @@ static double seconds(void) {
     result = best_; \
 } while (0)
 
-enum { K = 2304, MEMORY = 256 << 20, CACHE = 256 << 10 };
+enum { K = 2304, MEMORY = 256 << 20, CACHE = 256 << 10, PANELS = 64 };
 
 /* As many groups as fit in the bytes; every group is the same random one. */
 static int64_t fill_groups(uint32_t type, uint8_t *w, size_t bytes) {
@@ -40,21 +43,34 @@ static int64_t fill_groups(uint32_t type, uint8_t *w, size_t bytes) {
     return n;
 }
 
+static void many_rows(const kernels *k, uint32_t type, const uint8_t *w, int64_t groups, const void *a, size_t panel_bytes, float *y) {
+    for (int p = 0; p < PANELS; p++)
+        k->matmul[type](w, pack_group_bytes(type, K), groups, K, (const char *)a + (size_t)p * panel_bytes, K, PANEL, y, groups * GROUP);
+}
+
 static void bench_matmul(const kernels *k, uint32_t type, uint8_t *w) {
     size_t group = pack_group_bytes(type, K);
-    float *x = scratch(2, (size_t)PANEL * K * sizeof *x);
-    void *panel = scratch(3, act_panel_bytes(K, PANEL));
-    fill_floats(x, (int64_t)PANEL * K, FILL_NORMAL);
-    double one, eight;
+    int act = qtype_get(type)->act;
+    size_t panel_bytes = act == 1 ? PANEL * K * sizeof(float) : act_panel_bytes(K, PANEL);
+    float *x = scratch(2, PANELS * PANEL * K * sizeof *x);
+    char *panels = scratch(3, PANELS * act_panel_bytes(K, PANEL));
+    fill_floats(x, PANELS * PANEL * K, FILL_NORMAL);
+    double one, many, read = 0, peak;
+    uint32_t sum;
+    int8_t bytes[32] = {1, 2, 3, 4};
     int64_t n = fill_groups(type, w, k == levels[0] ? MEMORY / 64 : MEMORY), few = (int64_t)(CACHE / group) ? (int64_t)(CACHE / group) : 1;
     float *y = scratch(4, (size_t)(n * GROUP + PANEL * few * GROUP) * sizeof *y);
-    const void *a = qtype_get(type)->act == 1 ? (void *)x : panel;
-    if (a == panel) levels[0]->quantize_act(x, K, 1, K, qtype_get(type)->act, panel);
-    BEST(one, k->matmul[type](w, group, n, K, a, K, 1, y, n * GROUP));
-    if (a == panel) levels[0]->quantize_act(x, K, PANEL, K, qtype_get(type)->act, panel);
-    BEST(eight, k->matmul[type](w, group, few, K, a, K, PANEL, y, few * GROUP));
-    printf("  %-10s m=1 %7.2f GB/s   m=8 %8.2f GMAC/s\n", qtype_get(type)->name, (double)group * (double)n / one * 1e-9,
-           (double)few * GROUP * K * PANEL / eight * 1e-9);
+    if (act > 1) levels[0]->quantize_act(x, K, 1, K, act, (act_unit *)panels);
+    BEST(one, k->matmul[type](w, group, n, K, act == 1 ? (void *)x : panels, K, 1, y, n * GROUP));
+    read_bandwidth(1, MEMORY, &read, NULL);
+    for (int p = 0; p < PANELS && act > 1; p++)
+        levels[0]->quantize_act(x + p * PANEL * K, K, PANEL, K, act, (act_unit *)(panels + (size_t)p * panel_bytes));
+    BEST(many, many_rows(k, type, w, few, act == 1 ? (void *)x : panels, panel_bytes, y));
+    int64_t products = k->dot_peak(1000, bytes, &sum);
+    BEST(peak, k->dot_peak(1000, bytes, &sum));
+    double rate = (double)group * (double)n / one, macs = (double)few * GROUP * K * PANEL * PANELS / many, most = (double)products / peak;
+    printf("  %-10s 1 row %6.2f GB/s %3.0f %%   512 rows %7.2f GMAC/s %3.0f %%\n", qtype_get(type)->name, rate * 1e-9, 100 * rate / read, macs * 1e-9,
+           100 * macs / most * (act == 1 ? 4 : 1));
 }
 
 static void bench_vectors(const kernels *k) {

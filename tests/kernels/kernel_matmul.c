@@ -128,13 +128,14 @@ void test_matmul(void) {
 
 void test_dot_peak(void) {
     for (int i = 0; i < 8; i++) {
-        int8_t a[4];
-        for (int b = 0; b < 4; b++) a[b] = (int8_t)(rnd_below(255) - 127);
+        int8_t a[32];
+        int total = 0;
+        for (int b = 0; b < 32; b++) total += a[b] = (int8_t)(rnd_below(255) - 127);
         int64_t rounds = 1 + rnd_below(1000);
         for (case_begin("dot_peak", "rounds=%lld", (long long)rounds); run_next();) {
             uint32_t sum = 1;
-            int64_t macs = run.k->dot_peak(rounds, guard_in(a, 4), &sum);
-            check(macs >= rounds * PEAK_CHAINS * 4 && sum == (uint32_t)(macs / 4 * (a[0] + a[1] + a[2] + a[3])), "%lld products, sum %u", (long long)macs, sum);
+            int64_t macs = run.k->dot_peak(rounds, guard_in(a, sizeof a), &sum);
+            check(macs >= rounds * PEAK_CHAINS * 32 && sum == (uint32_t)(macs / 32 * total), "%lld products, sum %u", (long long)macs, sum);
         }
     }
 }

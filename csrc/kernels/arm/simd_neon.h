@@ -38,6 +38,11 @@ static inline vi dot_s(vi acc, vi w, const int8_t *a) {
     return vaddq_s32(acc, vpaddq_s32(low, high));
 }
 static inline vi dot_u(vi acc, vi w, const int8_t *a) { return dot_s(acc, w, a); }
+static inline vi dots_s(vi acc, const vi *w, const int8_t *a, int n) {
+    for (int i = 0; i < n; i++) acc = dot_s(acc, w[i], a + 4 * i);
+    return acc;
+}
+static inline vi dots_u(vi acc, const vi *w, const int8_t *a, int n) { return dots_s(acc, w, a, n); }
 static inline vi vi_signed(vi w) { return w; }
 static inline int32_t signed_start(int32_t sum) { (void)sum; return 0; }
 static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {

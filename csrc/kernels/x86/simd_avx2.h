@@ -47,6 +47,21 @@ static inline vi dot_s(vi acc, vi w, const int8_t *a) {
     vi x = _mm256_set1_epi32(*(const int32_t *)a);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1)));
 }
+/* The same of n vectors whose products add up in int16: the widening to int32 is paid once. */
+static inline vi products_u(vi w, const int8_t *a) { return _mm256_maddubs_epi16(w, _mm256_set1_epi32(*(const int32_t *)a)); }
+static inline vi products_s(vi w, const int8_t *a) {
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(_mm256_set1_epi32(*(const int32_t *)a), w));
+}
+static inline vi dots_u(vi acc, const vi *w, const int8_t *a, int n) {
+    vi sum = products_u(w[0], a);
+    for (int i = 1; i < n; i++) sum = _mm256_add_epi16(sum, products_u(w[i], a + 4 * i));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+}
+static inline vi dots_s(vi acc, const vi *w, const int8_t *a, int n) {
+    vi sum = products_s(w[0], a);
+    for (int i = 1; i < n; i++) sum = _mm256_add_epi16(sum, products_s(w[i], a + 4 * i));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+}
 static inline int32_t signed_start(int32_t sum) { (void)sum; return 0; }
 static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(*(const int32_t *)a)));

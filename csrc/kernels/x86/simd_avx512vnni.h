@@ -37,6 +37,12 @@ static inline vi dot_u(vi acc, vi w, const int8_t *a) {
 }
 static inline vi vi_signed(vi w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
 static inline vi dot_s(vi acc, vi w, const int8_t *a) { return dot_u(acc, w, a); }
+/* The same of n vectors. */
+static inline vi dots_u(vi acc, const vi *w, const int8_t *a, int n) {
+    for (int i = 0; i < n; i++) acc = dot_u(acc, w[i], a + 4 * i);
+    return acc;
+}
+static inline vi dots_s(vi acc, const vi *w, const int8_t *a, int n) { return dots_u(acc, w, a, n); }
 static inline int32_t signed_start(int32_t sum) { return -128 * sum; }
 /* acc += dot of 2 int16 a lane with the 2 at a. */
 static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {
