@@ -4,8 +4,8 @@
     python tools/make_model.py OUT [--layers 16] [--embd 2048] [--heads 32] [--kv-heads 8] [--ff 8192] [--vocab 128256]
                                [--untied] [--type q4_0] [--tensor PATTERN=TYPE ...] [--seed 1]
 
-The default is the shape of a 1.2B model. Codes are random bytes under scales that keep activations in the usual range, so every
-kernel works as it does on a real model; the text is noise. `--tensor` gives tensors whose name holds PATTERN another type, the last match counts.
+The default is the shape of a 1.2B model. Codes are random bytes under scales that keep activations in the usual range, so every kernel
+works as it does on a real model; the text is noise. `--tensor` gives tensors whose name holds PATTERN another type; the last match counts.
 """
 
 from __future__ import annotations
