@@ -22,7 +22,7 @@ static void dequantize_blocks(uint32_t type, const uint8_t *src, int64_t n, floa
             format_decode(type, src, i, &u);
             for (int k = 0; k < u.n; k++) {
                 float v = u.d * (float)u.sc[k / 16] * (float)u.q[k];     /* exact in any order, but for the sign of zero */
-                dst[k] = u.mn[k / 16] || u.m != 0 ? v - u.m * (float)u.mn[k / 16] : v;
+                dst[k] = v - u.m * (float)u.mn[k / 16];                  /* without a minimum: v - 0, which keeps the sign of a zero, too */
             }
         }
 }

@@ -43,6 +43,18 @@ def test_random_blocks(name: str) -> None:
     assert oracle.different(oracle.pyllm_decode(name, blocks), oracle.decode(name, blocks)) == 0
 
 
+@pytest.mark.parametrize("name", oracle.SCALES)
+def test_zeros_of_both_signs(name: str) -> None:
+    """Scales and minima of 0 and -0 beside others: the sign of a zero is part of a value."""
+    rng = np.random.default_rng(1)
+    blocks = oracle.random_blocks(name, 10_000, rng)
+    blocks[:5000] &= rng.integers(0, 256, (5000, blocks.shape[1]), np.uint8)       # more codes and sub-scales of 0
+    for at in oracle.SCALES[name]:
+        zero = rng.random(len(blocks)) < 0.5
+        blocks[zero, at], blocks[zero, at + 1] = 0, rng.choice(np.array([0, 128], np.uint8), int(zero.sum()))
+    assert oracle.different(oracle.pyllm_decode(name, blocks), oracle.decode(name, blocks)) == 0
+
+
 # ---- whole models ----
 
 def activation_blocks(kinds: dict[str, str], rng: np.random.Generator | None = None) -> Callable[[ref.Array, str, ref.Array], ref.Array]:
