@@ -12,7 +12,8 @@ from pyllm import errors
 
 # Value types in the order of their ids; "array" wraps one of the others.
 KINDS = ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64")
-_CODES = dict(zip(KINDS, ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d"), strict=True))     # as struct and numpy name them
+# as struct and numpy name them
+_CODES = dict(zip(KINDS, ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d"), strict=True))
 
 
 @dataclass(frozen=True)
