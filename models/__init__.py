@@ -58,7 +58,7 @@ class Arch:
 
 def neighbours(n: int, heads: int) -> NDArray[np.intp]:
     """Row order of q or k for families with neox = False: inside each head, pairs (i, i + n/2) become neighbours (2i, 2i + 1)."""
-    return np.arange(n).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+    return np.array(np.arange(n).reshape(heads, 2, -1).swapaxes(1, 2).ravel())
 
 
 @cache

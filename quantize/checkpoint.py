@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str], *, name: str | None = None, pre: str | None = None, vocab_only: bool = False) -> None:
         self._folder = open_folder(path)
         self.name = self._folder.path.resolve().name
+        self.files = self._folder.files
         try:
             where = f"{self._folder.path}/config.json"
             config = self._folder.json("config.json")
@@ -47,11 +47,6 @@ class Checkpoint:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def files(self) -> list[Path]:
-        """Everything that was read."""
-        return self._folder.files
 
     def checksum(self) -> str:
         """"sha256:" and the SHA-256 of the weight file; of several, that of their digests in order (in hexadecimal)."""
@@ -78,8 +73,8 @@ class Checkpoint:
                 raise errors.FormatError(f"{self._folder.path}: two tensors are {name}, one of them {hf_name}\n"
                                          "hint: the checkpoint is damaged; download it again")
             if not 1 <= len(weight.shape) <= 2 or not prod(weight.shape):
-                raise errors.FormatError(f"{self._folder.path}: tensor {hf_name} has the shape {list(weight.shape)}, which is no matrix and no "
-                                         "vector\nhint: the checkpoint is damaged; download it again")
+                raise errors.FormatError(f"{self._folder.path}: tensor {hf_name} has the shape {list(weight.shape)}, which is no "
+                                         "matrix and no vector\nhint: the checkpoint is damaged; download it again")
             with checked(where):
                 order = self.arch.row_order(name, weight.shape[0], self.config)
             found[name] = CheckpointTensor(name, weight, order, self.arch.offset(name))
@@ -130,7 +125,8 @@ class CheckpointTensor:
         return values + self._offset if self._offset else values
 
     def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
-        return self._in_order(self._weight.raw, begin, end)
+        data: NDArray[np.uint8] = self._in_order(self._weight.raw, begin, end)
+        return data
 
     def _in_order(self, read: Any, begin: int, end: int) -> Any:
         if self._order is None or begin == end:
@@ -150,7 +146,7 @@ class Given:
         self._values = values
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
-        return self._values[begin:end].copy()
+        return np.array(self._values[begin:end])
 
     def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
         return self.read(begin, end).view(np.uint8)

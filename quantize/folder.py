@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyllm import errors
+from pyllm import errors, hub, stores
 
 from . import pickles, safetensors
 from .stored import Stored, WeightFile
@@ -96,6 +96,34 @@ class Folder:
     def close(self) -> None:
         for file in self.weight_files:
             file.close()
+
+
+def find(spec: str, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The folder that a user means: a path, or user/repo of the hub, whose files are fetched if they are not all in its cache. Raises
+    FileError, ModelNotFound or DownloadError."""
+    if os.path.exists(spec):
+        return Path(spec)
+    try:
+        repo = stores.RepoSpec.parse(spec).repo
+    except ValueError:
+        repo = ""
+    if repo != spec:
+        raise errors.FileError(f"there is no folder {spec}\nhint: give the folder of a Hugging Face checkpoint, or user/repo of the hub")
+    for snapshot in reversed(stores.hub_snapshots(repo)):
+        if is_complete(snapshot):
+            return snapshot
+    return hub.fetch_checkpoint(repo, progress)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a folder holds a table of the model and all its weights."""
+    folder = Folder(path)
+    try:
+        return (folder.has("config.json") and bool(folder.weights())) or folder.has("adapter_model.safetensors")
+    except errors.Error:
+        return False
+    finally:
+        folder.close()
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:

@@ -21,11 +21,11 @@ def fields(folder: Folder, config: Mapping[str, Any], name: str | None, n_params
     found: dict[str, Any] = {"type": "model", "name": name or _name(folder, config, card)}
     if n_params:
         found["size_label"] = size_label(n_params)
-    for key, value in (("license", card.get("license")), ("license.name", card.get("license_name")), ("license.link", card.get("license_link"))):
-        if isinstance(value, str):
-            found[key] = value
-    tags = [*_texts(card.get("tags")), *_texts(card.get("pipeline_tag"))]
-    for key, texts in (("tags", list(dict.fromkeys(tags))), ("languages", _texts(card.get("language"))), ("datasets", _texts(card.get("datasets")))):
+    for key, entry in (("license", "license"), ("license.name", "license_name"), ("license.link", "license_link")):
+        if isinstance(card.get(entry), str):
+            found[key] = card[entry]
+    for key, entries in (("tags", ("tags", "pipeline_tag")), ("languages", ("language",)), ("datasets", ("datasets",))):
+        texts = list(dict.fromkeys(text for entry in entries for text in _texts(card.get(entry))))
         if texts:
             found[key] = texts
     found |= _base_models(_texts(card.get("base_model")))
@@ -71,7 +71,7 @@ def _texts(value: Any) -> list[str]:
 
 def _head(folder: Folder) -> dict[str, Any]:
     """The YAML between the first two lines of dashes in README.md; a head that cannot be read says nothing."""
-    import yaml     # of gguf's own dependencies
+    import yaml  # gguf brings it
 
     try:
         text = folder.text("README.md") or ""

@@ -1,4 +1,4 @@
-"""A checkpoint's weights as rows of floats, in whatever form they are stored: plain, 8-bit floats with scales, or GPTQ's packed integers."""
+"""A checkpoint's weights as rows of floats, however they are stored: plain, as 8-bit floats with scales, or as GPTQ's packed integers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class Scaled:
     def __init__(self, stored: Stored, scales: Stored, block: tuple[int, int]) -> None:
         if len(stored.shape) != 2:
             _fail(stored, f"is of shape {list(stored.shape)}, where scales go with matrices")
-        self.stored, self.shape, self.cost = stored, stored.shape, stored.n_bytes + scales.n_bytes
+        self.stored, self.cost = stored, stored.n_bytes + scales.n_bytes
+        self.shape: tuple[int, ...] = stored.shape
         self._scales = scales
         rows, width = stored.shape
         shape = scales.shape + (1,) * (2 - len(scales.shape))
@@ -110,11 +111,11 @@ class GPTQ:
             if len(part.shape) != 2 or part.dtype not in (("I32", "U32") if part is not self._scales else FLOATS):
                 _fail(part, f"is {part.dtype} {list(part.shape)}, not a matrix as GPTQ stores it")
         words, n_out = self._q.shape
-        self.shape = (n_out, words * 32 // bits)
+        self.shape: tuple[int, ...] = (n_out, words * 32 // bits)
         groups = self._scales.shape[0]
         if words * 32 % bits or n_out * bits % 32 or self._scales.shape != (groups, n_out) or self._z.shape != (groups, n_out * bits // 32):
-            _fail(self._q, f"has the shape {list(self._q.shape)} of {bits}-bit integers; its scales {list(self._scales.shape)} and zero points "
-                  f"{list(self._z.shape)} don't fit it")
+            _fail(self._q, f"has the shape {list(self._q.shape)} of {bits}-bit integers; its scales {list(self._scales.shape)} and zero "
+                           f"points {list(self._z.shape)} don't fit it")
         self._groups = self._group_of(self.shape[1], groups, group_size)
         self.cost = sum(p.n_bytes for p in self.parts)
 
@@ -153,11 +154,12 @@ def _unpack(words: NDArray[np.uint32], bits: int, first: int, n: int) -> NDArray
     """n integers of every column of words [w, columns], from bit `first` on: [n, columns]."""
     at = first + np.arange(n) * bits
     low, shift = at // 32, (at % 32).astype(np.uint32)[:, None]
-    values = words[low] >> shift
+    values: NDArray[np.uint32] = words[low] >> shift
     across = np.flatnonzero(shift[:, 0] + bits > 32)
     if across.size:
         values[across] |= words[low[across] + 1] << (32 - shift[across])
-    return values & np.uint32((1 << bits) - 1)
+    values &= np.uint32((1 << bits) - 1)
+    return values
 
 
 def weights(stored: Mapping[str, Stored], config: Mapping[str, Any], path: Path) -> dict[str, Weight]:
@@ -208,4 +210,5 @@ def _gptq(stored: Mapping[str, Stored], stem: str, quantization: Mapping[str, An
 
 
 def _fail(tensor: Stored, what: str) -> NoReturn:
-    raise errors.FormatError(f"{tensor.file.path}: tensor {tensor.name!r} {what}\nhint: the checkpoint is damaged or of a form that is not known")
+    raise errors.FormatError(f"{tensor.file.path}: tensor {tensor.name!r} {what}\n"
+                             "hint: the checkpoint is damaged or of a form that is not known")

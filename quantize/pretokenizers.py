@@ -1,11 +1,12 @@
 """Recognises how a tokenizer.json splits text before byte-level BPE, from its rules: the name that GGUF files know the same rules by.
 
-A tokenizer.json describes a chain of splits. Here each becomes one canonical word or pattern, with differences of spelling removed that make
-none of result, and the chain is looked up in a table.
+A tokenizer.json describes a chain of splits. Here each becomes one canonical word or pattern, without differences of spelling that change
+no match, and the chain is looked up in a table.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
@@ -34,8 +35,8 @@ GPT4O = (r"{before}{upper}*{lower}+{contraction}?|{before}{upper}+{lower}*{contr
          r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|{spaces}")
 DEEPSEEK3 = (r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
              r"| ?[\p{P}\p{S}]+[\r\n]*|{spaces}")
-_CJK_WIDE = "[一-龥ࠀ-一가-\ud7ff]+"
-_CJK = "[一-龥぀-ゟ゠-ヿ]+"
+_CJK_WIDE = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _DEEPSEEK_LETTERS = "{deepseek letters}"
 
 
@@ -70,8 +71,10 @@ def _stages(rules: Any, where: str) -> list[str]:
 
 
 def _canonical(pattern: str) -> str:
+    pattern = re.sub(r"\\x\{([0-9a-fA-F]{1,5})\}", lambda m: chr(int(m[1], 16)), pattern)
     if pattern.startswith(r"\s?[A-Za-zµÀ-ÖØ-öø-ƺ"):
         return _DEEPSEEK_LETTERS
+    pattern = pattern.replace("\r", r"\r").replace("\n", r"\n")
     for spelling, word in _SPELLINGS:
         pattern = pattern.replace(spelling, word)
     return "digit" if pattern == r"\p{N}" else pattern
@@ -86,7 +89,7 @@ _NAMES: dict[tuple[str, ...], tuple[str, str]] = {
     (TEKKEN,): ("tekken", "tekken"),
     (GPT4O,): ("gpt-4o", ""),
     ("punctuation", GPT2, "digits", "[0-9][0-9][0-9]"): ("falcon", ""),
-    ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_WIDE, "digit"): ("deepseek-coder", ""),
-    ("[\r\n]", _DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK_WIDE, "digit"): ("deepseek-llm", ""),
+    (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_WIDE, "digit"): ("deepseek-coder", ""),
+    (r"[\r\n]", _DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK_WIDE, "digit"): ("deepseek-llm", ""),
     (r"\p{N}{1,3}", _CJK, _canonical(DEEPSEEK3)): ("deepseek-v3", ""),
 }

@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllm import errors
 
-# Element types by their names in safetensors files: what numpy calls the stored bits, and the GGUF tensor type that has the same (-1: none).
+# Element types by their names in safetensors files: what numpy calls the stored bits, and the GGUF type that has the same (-1: none).
 DTYPES: dict[str, tuple[str, int]] = {
     "F64": ("<f8", 28), "F32": ("<f4", 0), "F16": ("<f2", 1), "BF16": ("<u2", 30), "F8_E4M3": ("u1", -1), "F8_E5M2": ("u1", -1),
     "I64": ("<i8", -1), "I32": ("<i4", -1), "I16": ("<i2", -1), "I8": ("i1", -1), "U8": ("u1", -1), "BOOL": ("u1", -1),
@@ -96,13 +97,13 @@ class Stored:
     def n_bytes(self) -> int:
         return prod(self.shape) * self.item_size
 
-    def rows(self, begin: int, end: int) -> NDArray[np.generic]:
+    def rows(self, begin: int, end: int) -> NDArray[Any]:
         """Bits [end - begin, width] of rows [begin, end), in the numpy type of DTYPES."""
         row = self.width * self.item_size
         data = self.file.read(self.offset + begin * row, (end - begin) * row)
         return np.frombuffer(data, DTYPES[self.dtype][0]).reshape(end - begin, self.width)
 
-    def columns(self, begin: int, end: int) -> NDArray[np.generic]:
+    def columns(self, begin: int, end: int) -> NDArray[Any]:
         """Bits [n_rows, end - begin] of columns [begin, end)."""
         out = np.empty((self.n_rows, end - begin), DTYPES[self.dtype][0])
         if 4 * (end - begin) > self.width:      # most of every row: whole rows are read faster
@@ -115,12 +116,12 @@ class Stored:
             out[i] = np.frombuffer(self.file.read(at, (end - begin) * self.item_size), out.dtype)
         return out
 
-    def whole(self) -> NDArray[np.generic]:
+    def whole(self) -> NDArray[Any]:
         return self.rows(0, self.n_rows).reshape(self.shape)
 
 
 def _float8(mantissa_bits: int) -> NDArray[np.float32]:
-    """Values of all 256 codes of e4m3 (3 mantissa bits, no infinities) or e5m2 (2), of "FP8 Formats for Deep Learning" (arXiv:2209.05433)."""
+    """Values of all 256 codes of e4m3 (3 mantissa bits, no infinities) or e5m2 (2). Source: Micikevicius et al., arXiv:2209.05433."""
     codes = np.arange(256)
     exponent, fraction = codes >> mantissa_bits & (0x7f >> mantissa_bits), codes & (1 << mantissa_bits) - 1
     bias = (1 << 6 - mantissa_bits) - 1
@@ -130,18 +131,18 @@ def _float8(mantissa_bits: int) -> NDArray[np.float32]:
         size[codes & 0x7f == 0x7f] = np.nan
     else:
         size[exponent == 31] = np.where(fraction[exponent == 31] == 0, np.inf, np.nan)
-    return np.where(codes & 128, -size, size).astype(np.float32)
+    return np.array(np.where(codes & 128, -size, size), np.float32)
 
 
 _FLOAT8 = {"F8_E4M3": _float8(3), "F8_E5M2": _float8(2)}
 
 
-def widen(bits: NDArray[np.generic], dtype: str) -> NDArray[np.float32]:
+def widen(bits: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Values as float32: exact, but for F64, which is rounded."""
     if dtype == "BF16":
         wide = np.zeros(bits.shape, "<u4")
         wide.view("<u2")[..., 1::2] = bits      # the upper half; little-endian
         return wide.view(np.float32)
     if dtype in _FLOAT8:
-        return _FLOAT8[dtype][bits]
+        return np.take(_FLOAT8[dtype], bits)
     return bits.astype(np.float32)

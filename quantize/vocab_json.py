@@ -29,7 +29,7 @@ def read(table: Mapping[str, Any], where: str, pre: str | None) -> Vocab:
     tokens = _tokens(model.get("vocab"), table, where)
     added = _added(table, where)
     merges = list(_merges(model.get("merges"), where))
-    vocab = _byte_level(table, model, tokens, merges, where, pre) if is_byte_level(table) else _sentencepiece(table, model, tokens, merges, where)
+    vocab = (_byte_level(table, tokens, merges, where, pre) if is_byte_level(table) else _sentencepiece(table, tokens, merges, where))
     for token, special, index in added:
         vocab.put(index, token if special or vocab.model == "gpt2" else token.replace(SPACE, " "), special)
     first, last = _wrapped(table.get("post_processor"))
@@ -89,8 +89,8 @@ def _types(tokens: list[str], ids: Mapping[str, int]) -> list[int]:
     return [NORMAL if token in ids else UNUSED for token in tokens]
 
 
-def _byte_level(table: Mapping[str, Any], model: Mapping[str, Any], tokens: list[str], merges: list[tuple[str, str]], where: str,
-                pre: str | None) -> Vocab:
+def _byte_level(table: Mapping[str, Any], tokens: list[str], merges: list[tuple[str, str]], where: str, pre: str | None) -> Vocab:
+    model = table["model"]
     for part in _parts(table.get("normalizer")):
         if part.get("type") not in ("Sequence", *_HARMLESS):
             raise errors.UnsupportedTokenizer(f"{where}: the normalizer {part.get('type')!r} cannot be converted\n"
@@ -101,8 +101,9 @@ def _byte_level(table: Mapping[str, Any], model: Mapping[str, Any], tokens: list
     return Vocab("gpt2", name, tokens, _types(tokens, model["vocab"]), merges=[f"{left} {right}" for left, right in merges])
 
 
-def _sentencepiece(table: Mapping[str, Any], model: Mapping[str, Any], tokens: list[str], merges: list[tuple[str, str]], where: str) -> Vocab:
+def _sentencepiece(table: Mapping[str, Any], tokens: list[str], merges: list[tuple[str, str]], where: str) -> Vocab:
     """Sentencepiece joins the pair whose result has the highest score, which here is the one of the lowest merge."""
+    model = table["model"]
     rules = [*_parts(table.get("normalizer")), *_parts(table.get("pre_tokenizer"))]
     if not model.get("byte_fallback") or not any(SPACE in (rule.get("content"), rule.get("replacement")) for rule in rules):
         raise errors.UnsupportedTokenizer(f"{where}: this is neither byte-level BPE nor sentencepiece's\n"
@@ -119,9 +120,8 @@ def _sentencepiece(table: Mapping[str, Any], model: Mapping[str, Any], tokens: l
         types[unknown] = UNKNOWN
     scores = [-float(rank[token]) if token in rank else ADDED_SCORE if kind in (UNUSED, CONTROL, USER_DEFINED) else 0.0
               for token, kind in zip(tokens, types, strict=True)]
-    prefix = any((rule.get("type") == "Prepend" and rule.get("prepend") == SPACE)
-                 or (rule.get("type") == "Metaspace" and rule.get("prepend_scheme", "always") != "never" and rule.get("add_prefix_space", True))
-                 for rule in rules)
+    prefix = any(rule.get("prepend") == SPACE or (rule.get("type") == "Metaspace" and rule.get("add_prefix_space", True)
+                                                  and rule.get("prepend_scheme", "always") != "never") for rule in rules)
     return Vocab("llama", "default", tokens, types, scores=scores, special={} if unknown is None else {"unk": unknown},
                  more={"add_space_prefix": prefix})
 

@@ -1,7 +1,8 @@
 """Vocabularies out of tokenizer.model, sentencepiece's file: a protocol buffer of pieces with scores and types.
 
-Fields: ModelProto {1: piece*, 2: trainer, 3: normalizer}; piece {1: text, 2: score, 3: type}; trainer {3: model type, 40 to 43: ids of unknown,
-begin, end, padding}; normalizer {2: character map, 3: adds a space in front, 4: removes further spaces}. Source: sentencepiece_model.proto.
+Fields: ModelProto {1: piece*, 2: trainer, 3: normalizer}; piece {1: text, 2: score, 3: type}; trainer {3: model type, 40 to 43: ids of
+unknown, begin, end, padding}; normalizer {2: character map, 3: adds a space in front, 4: removes further spaces}.
+Source: sentencepiece_model.proto.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pyllm import errors
 from .vocab_types import BYTE, NORMAL, SPACE, USER_DEFINED, Vocab
 
 _UNIGRAM, _BPE = 1, 2
+_SPECIAL = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}       # field of the trainer, and its default
 
 
 def read(data: bytes, where: str) -> Vocab:
@@ -44,9 +46,9 @@ def read(data: bytes, where: str) -> Vocab:
         more["remove_extra_whitespaces"] = bool(normalizer.get(4, 1))
         if normalizer.get(2):
             more["precompiled_charsmap"] = np.frombuffer(_message(normalizer[2], where), np.uint8)
-    special = {name: _signed(trainer.get(40 + i, default)) for i, (name, default) in enumerate((("unk", 0), ("bos", 1), ("eos", 2), ("pad", -1)))}
-    return Vocab("llama" if kind == _BPE else "t5", "default", tokens, types, scores=scores, adds_bos=kind == _BPE, adds_eos=kind == _UNIGRAM,
-                 special={name: i for name, i in special.items() if 0 <= i < len(tokens)}, more=more)
+    special = {name: _signed(trainer.get(number, missing)) for name, (number, missing) in _SPECIAL.items()}
+    return Vocab("llama" if kind == _BPE else "t5", "default", tokens, types, scores=scores, adds_bos=kind == _BPE,
+                 adds_eos=kind == _UNIGRAM, special={name: i for name, i in special.items() if 0 <= i < len(tokens)}, more=more)
 
 
 def _fail(where: str, what: str) -> NoReturn:

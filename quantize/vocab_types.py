@@ -39,7 +39,8 @@ class Vocab:
     def put(self, index: int, token: str, special: bool) -> None:
         """An added token; those that were never described between the last one and it are unused."""
         if not 0 <= index < MAX_TOKENS:
-            raise errors.FormatError(f"the added token {token!r} has the id {index}\nhint: the tokenizer's files are damaged; download them again")
+            raise errors.FormatError(f"the added token {token!r} has the id {index}\n"
+                                     "hint: the tokenizer's files are damaged; download them again")
         while len(self.tokens) <= index:
             self.append(f"[PAD{len(self.tokens)}]", UNUSED)
         self.tokens[index] = token

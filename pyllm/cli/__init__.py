@@ -22,6 +22,7 @@ COMMANDS = {
     "list": ("list", "models on this machine"),
     "show": ("show", "what a model is"),
     "rm": ("rm", "remove a fetched model"),
+    "convert": ("convert", "a Hugging Face checkpoint becomes a GGUF file"),
     "tokenize": ("tokenize", "token ids and pieces of a text"),
     "bench": ("bench", "measure prefill and decode speed"),
     "ppl": ("ppl", "perplexity of a model on a text file"),
