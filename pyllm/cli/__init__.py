@@ -24,6 +24,7 @@ COMMANDS = {
     "rm": ("rm", "remove a fetched model"),
     "convert": ("convert", "a Hugging Face checkpoint becomes a GGUF file"),
     "tokenize": ("tokenize", "token ids and pieces of a text"),
+    "quantize": ("quantize", "a smaller copy of a model"),
     "bench": ("bench", "measure prefill and decode speed"),
     "ppl": ("ppl", "perplexity of a model on a text file"),
     "inspect": ("inspect", "metadata, tensors and tape of a GGUF file"),
