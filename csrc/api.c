@@ -63,6 +63,10 @@ int pyllm_gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err) {
     NEED(path && out, "gguf_open: path and out must not be NULL");
     return gguf_open(path, out, err);
 }
+int pyllm_gguf_add(pyllm_gguf *g, const char *path, const char *prefix, pyllm_error *err) {
+    NEED(g && path && prefix, "gguf_add: g, path and prefix must not be NULL");
+    return gguf_add(g, path, prefix, err);
+}
 void pyllm_gguf_close(pyllm_gguf *g) { gguf_close(g); }
 int64_t pyllm_gguf_n_kv(const pyllm_gguf *g) { return gguf_n_kv(g); }
 int64_t pyllm_gguf_n_tensors(const pyllm_gguf *g) { return gguf_n_tensors(g); }

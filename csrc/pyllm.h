@@ -86,13 +86,16 @@ typedef struct pyllm_tensor {
     uint32_t n_dims;            /* 1..4 */
     int64_t ne[4];              /* elements per dimension, ne[0] contiguous; unused = 1 */
     uint64_t bytes;             /* of the tensor's data */
-    int32_t file;               /* index of the split file that holds it */
+    int32_t file;               /* index of the file that holds it: of a split set, then added ones */
     uint64_t offset;            /* of the data in that file */
 } pyllm_tensor;
 
 /* Reads and checks the header of a GGUF v2/v3 file, of all files of a split set when path is its first one. Tensor data is
    read with pread on demand; nothing is mapped. */
 int pyllm_gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err);
+/* Adds the tensors of another file, an adapter's, under names that begin with prefix; its keys are not kept. Pointers that g gave before are
+   no longer valid. After an error g can only be closed. */
+int pyllm_gguf_add(pyllm_gguf *g, const char *path, const char *prefix, pyllm_error *err);
 void pyllm_gguf_close(pyllm_gguf *g);
 int64_t pyllm_gguf_n_kv(const pyllm_gguf *g);
 int64_t pyllm_gguf_n_tensors(const pyllm_gguf *g);

@@ -28,6 +28,14 @@ class TensorInfo(NamedTuple):
     n_bytes: int
 
 
+class Adapter(NamedTuple):
+    """A low-rank adapter that was added to a model. prefix: of its tensors' names; scales: factor on the adapter's product, by the weight that
+    it goes with."""
+
+    prefix: str
+    scales: dict[str, float]
+
+
 class Metadata(Mapping[str, Any]):
     """Key-value pairs, decoded when asked for: vocabularies are long. Numbers, str, bool, numpy arrays, lists of str."""
 
@@ -87,6 +95,10 @@ class GGUF:
         check(lib.pyllm_gguf_open(os.fsencode(self.path), out, err), err)
         self._handle: Any = ffi.gc(out[0], lib.pyllm_gguf_close)
         self.kv = Metadata(self)
+        self.adapters: list[Adapter] = []
+        self._read_tensors()
+
+    def _read_tensors(self) -> None:
         self.tensors: dict[str, TensorInfo] = {}
         item = ffi.new("pyllm_tensor *")
         for i in range(lib.pyllm_gguf_n_tensors(self._handle)):
@@ -94,6 +106,17 @@ class GGUF:
             name, kind = _text(ffi.string(item.name)), lib.pyllm_type_name(item.type)
             self.tensors[name] = TensorInfo(f"type {item.type}" if kind == ffi.NULL else _text(ffi.string(kind)),
                                             tuple(item.ne[d] for d in range(item.n_dims)), i, item.bytes)
+
+    def add(self, path: str | os.PathLike[str], adapter: Adapter) -> None:
+        """Adds an adapter's tensors, under names with its prefix; what it holds is checked before (pyllm/lora.py)."""
+        err = new_error()
+        try:
+            check(lib.pyllm_gguf_add(self.handle, os.fsencode(file_path(path)), adapter.prefix.encode(), err), err)
+        except errors.Error:
+            self.close()            # half of a file may have been added
+            raise
+        self._read_tensors()
+        self.adapters.append(adapter)
 
     @property
     def handle(self) -> Any:

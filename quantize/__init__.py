@@ -4,6 +4,7 @@
     quantize("model-F16.gguf", "model-Q4_K_M.gguf", "Q4_K_M")
 """
 
+from .convert import convert as convert
 from .quantizer import Plan as Plan
 from .quantizer import Result as Result
 from .quantizer import plan_file as plan_file

@@ -157,6 +157,7 @@ class _Outline:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.path = str(checkpoint._folder.path)
+        self.adapters = ()
         self.kv = {key: field.value for key, field in checkpoint.metadata.items() if not key.startswith("tokenizer.")}
         self.tensors = {t.name: _Shape(t.dims) for t in checkpoint.tensors}
         self._given = {t.name: t for t in checkpoint.tensors if isinstance(t, Given)}

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 
-from . import pipeline, recipes
+from pyllm._core import lib
+
+from . import pipeline
 from .checkpoint import Checkpoint
-from .types import type_id
-from .writer import Writer
+from .quantizer import Result, quantize
+from .recipes import Options
 
 
-def convert(path: str | os.PathLike[str], out: str | os.PathLike[str], mix: str = "F16", *, n_threads: int, name: str | None = None,
-            pre: str | None = None, vocab_only: bool = False, verify: bool = False, progress: pipeline.Progress | None = None) -> Writer:
-    """Writes the GGUF file of a checkpoint's folder; returns the writer, which knows path and size.
+def convert(path: str | os.PathLike[str], out: str | os.PathLike[str], mix: str | Options = "F16", *, name: str | None = None,
+            pre: str | None = None, vocab_only: bool = False, imatrix: str | os.PathLike[str] | None = None, n_threads: int | None = None,
+            verify: bool = False, progress: pipeline.Progress | None = None) -> Result:
+    """Writes the GGUF file of a checkpoint's folder.
 
-    mix: one of recipes.MIXES; name, pre, vocab_only: see Checkpoint; verify, progress: see pipeline.write. Raises what these raise, and
-    leaves no file then.
+    name, pre, vocab_only: see Checkpoint; a vocabulary alone has no types. The others, memory and what is raised: see quantize(). Nothing that
+    the checkpoint holds is run, and no file is left after an exception.
     """
     with Checkpoint(path, name=name, pre=pre, vocab_only=vocab_only) as source:
-        dims = {t.name: t.dims for t in source.tensors}
-        types = recipes.choose(recipes.hparams(source.metadata), dims, recipes.Options(mix))
-        return pipeline.write(source, out, {name: type_id(kind) for name, kind in types.items()}, source.metadata, n_threads=n_threads,
-                              verify=verify, progress=progress)
+        if not vocab_only:
+            return quantize(source, out, mix, imatrix=imatrix, n_threads=n_threads, verify=verify, progress=progress)
+        written = pipeline.write(source, out, {}, source.metadata, n_threads=n_threads or lib.pyllm_threads_default(), verify=verify)
+        return Result(written.path, written.n_bytes, {}, "", None, written.removed)

@@ -103,16 +103,22 @@ def find(spec: str, progress: Callable[[int, int], None] | None = None) -> Path:
     FileError, ModelNotFound or DownloadError."""
     if os.path.exists(spec):
         return Path(spec)
-    try:
-        repo = stores.RepoSpec.parse(spec).repo
-    except ValueError:
-        repo = ""
-    if repo != spec:
+    if not _is_repo(spec):
         raise errors.FileError(f"there is no folder {spec}\nhint: give the folder of a Hugging Face checkpoint, or user/repo of the hub")
-    for snapshot in reversed(stores.hub_snapshots(repo)):
-        if is_complete(snapshot):
-            return snapshot
-    return hub.fetch_checkpoint(repo, progress)
+    return next((s for s in reversed(stores.hub_snapshots(spec)) if is_complete(s)), None) or hub.fetch_checkpoint(spec, progress)
+
+
+def local(spec: str) -> Path | None:
+    """The folder with a config.json that a path or user/repo means, if it is on this machine."""
+    places = [Path(spec), *(reversed(stores.hub_snapshots(spec)) if _is_repo(spec) else ())]
+    return next((p for p in places if (p / "config.json").is_file()), None)
+
+
+def _is_repo(spec: str) -> bool:
+    try:
+        return stores.RepoSpec.parse(spec).repo == spec
+    except ValueError:
+        return False
 
 
 def is_complete(path: Path) -> bool:

@@ -20,7 +20,7 @@ PY_LAYERS = [
     {"errors", "replies", "thinking", "memory", "stores", "_ffi"},
     {"_core"},
     {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits"},
-    {"build", "cost", "hf", "hub", "ref"},
+    {"build", "cost", "hf", "hub", "lora", "ref"},
     {"engine", "chat", "catalogue", "describe", "generation"},
     {"driver", "session"},
     {"llm"},

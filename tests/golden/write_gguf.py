@@ -101,3 +101,25 @@ def sentencepiece_model(size: int) -> bytes:
 def _message(number: int, data: bytes) -> bytes:
     size = bytes([len(data)]) if len(data) < 128 else bytes([len(data) & 127 | 128, len(data) >> 7])
     return bytes([number << 3 | 2]) + size + data
+
+
+# ---- adapters ----
+
+RANK, ALPHA = 8, 16
+ADAPTERS = {"one": 1.0, "two": 0.5}     # in force together, with these scales; tests/golden/lora has the logits of the merged models
+
+
+def write_adapter(folder: Path, golden: Golden, adapter: str, dtype: str = "F32", **more: Any) -> None:
+    """A PEFT folder with a LoRA of every linear layer of a golden's blocks. more: further entries of adapter_config.json."""
+    folder.mkdir(exist_ok=True)
+    tensors = {}
+    modules = [name.removesuffix(".weight") for name, shape in golden.shapes.items() if ".layers." in name and len(shape) == 2]
+    for module in modules:
+        n_out, n_in = golden.shapes[f"{module}.weight"]
+        for half, shape in (("A", (RANK, n_in)), ("B", (n_out, RANK))):
+            name = f"base_model.model.{module}.lora_{half}.weight"
+            tensors[name] = (dtype, shape, tensor(f"lora-{adapter}", name, list(shape)).astype(DTYPES[dtype]).tobytes())
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": golden.name, "r": RANK, "lora_alpha": ALPHA,
+              "target_modules": sorted({m.rpartition(".")[2] for m in modules}), "bias": "none", "inference_mode": True}
+    (folder / "adapter_config.json").write_text(json.dumps(config | more))
