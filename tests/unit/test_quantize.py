@@ -18,6 +18,7 @@ import pytest
 import tiny_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_oracle import swaps
 
 import pyllm
 from pyllm import _core, errors
@@ -364,6 +365,23 @@ def test_memory_does_not_depend_on_the_tensor(tmp_path: Path, shape: tuple[int, 
     assert int(done.stdout) * 1024 <= 350e6
     assert out.stat().st_size > np.prod(shape) * 84 // 256
     out.unlink()
+
+
+def test_real_model(smollm2: Path, tmp_path: Path) -> None:
+    """SmolLM2 out of its dequantized F16: the F16 and the Q8_0 file follow the golden, Q4_K_M answers."""
+    f16 = tmp_path / "f16.gguf"
+    quantize(smollm2, f16, "F16", allow_requantize=True)
+    for name, (_, kind, data) in tensor_data(f16).items():
+        assert data == rows_of(smollm2, name).astype("<f2" if kind == "f16" else "<f4").tobytes()
+    golden = json.loads((Path(__file__).parents[1] / "data/golden/smollm2-greedy.json").read_text())["results"]
+    for mix in ("F16", "Q8_0", "Q4_K_M"):
+        out = tmp_path / "out.gguf"
+        quantize(f16, out, mix)
+        with pyllm.LLM(out, ctx=512) as llm:
+            if mix != "Q4_K_M":
+                for r in golden:
+                    swaps(llm, r["prompt_ids"], r["new_ids"])
+            assert llm.complete("The capital of France is", temperature=0, max_tokens=3).text.startswith(" Paris")
 
 
 # ---- the command ----
