@@ -9,6 +9,7 @@
 #include "engine/peak.h"
 #include "engine/sampler.h"
 #include "formats/formats.h"
+#include "ops/quantize.h"
 #include "tokenizer/tokenizer.h"
 
 enum { ABI_VERSION = 2 };
@@ -84,6 +85,13 @@ int pyllm_dequantize(uint32_t type, const void *src, int64_t n, float *dst, pyll
     dequantize(type, src, n, dst);
     fpenv_restore(env);
     return 0;
+}
+
+int pyllm_quantize(uint32_t type, const float *src, int64_t n_rows, int64_t width, const float *weights, int n_threads, void *dst,
+                   pyllm_error *err) {
+    NEED(n_rows >= 0 && width >= 0 && ((src && dst) || !n_rows || !width), "quantize: no negative sizes, and src and dst must not be NULL");
+    NEED(n_threads >= 1 && n_threads <= 1024, "quantize: threads must be 1 to 1024");
+    COMPUTE(int, quantize(type, src, n_rows, width, weights, n_threads, dst, err));
 }
 
 /* ---- tokenizer ---- */

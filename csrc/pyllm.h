@@ -109,6 +109,13 @@ int64_t pyllm_type_elems(uint32_t type);
 int64_t pyllm_type_bytes(uint32_t type);
 /* n elements (a multiple of the block) of src to f32, exactly as the format defines; integers convert by value. */
 int pyllm_dequantize(uint32_t type, const void *src, int64_t n, float *dst, pyllm_error *err);
+/* n_rows rows of `width` floats, row-major, to blocks of `type`, row after row in dst (n_rows * width / elems * bytes), with the sum of
+   weights[column] * (x - decoded)^2 as small as the encoder gets it. weights: [width] importance per column (>= 0, finite), or NULL for 1.
+   n_threads (1 to 1024) workers share the blocks; the bytes don't depend on their number nor on the CPU. f16 and bf16 values and scales that
+   would overflow become the largest finite ones. PYLLM_ERR_ARG: a width that is not whole blocks, a value that is not finite (the first one
+   is named), a wrong weight; PYLLM_ERR_UNSUPPORTED: a type without encoder. On an error dst's contents are undefined. */
+int pyllm_quantize(uint32_t type, const float *src, int64_t n_rows, int64_t width, const float *weights, int n_threads, void *dst,
+                   pyllm_error *err);
 
 /* ---- tokenizer --------------------------------------------------------------------------------------------------- */
 typedef struct pyllm_tokenizer pyllm_tokenizer;
