@@ -1,14 +1,13 @@
 """Which type each tensor gets: the named mixes, as llama.cpp's users know them, and the options above them.
 
-A mix has a base type and exceptions: matrices that lose most when they are coded coarsely (attention values, the second matrix of the feed-forward
-network, the output) get more bits, in some layers or in all. Where a row is not whole blocks of the wanted type, a type of smaller blocks
-takes its place.
+A mix has a base type and exceptions: matrices that lose most when they are coded coarsely (attention values, the second matrix of the
+feed-forward network, the output) get more bits, in some layers or in all. Where a row is not whole blocks of the wanted type, a type of
+smaller blocks takes its place.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -89,16 +88,17 @@ def _middle(kind: str) -> Rule:
     return lambda i, n, f: kind if n // 8 <= i < 7 * n // 8 else None
 
 
-def _few_bits_v(otherwise: str) -> Rule:
-    return lambda i, n, f: "q4_k" if f.gqa >= 4 or f.experts >= 4 else otherwise
+def _few_bits(file_type: int, base: str, finer: str, attn_output: str | None) -> Mix:
+    """The mixes of less than 3 bits. finer: the type of what needs more than the base."""
+    rules: dict[str, Rule] = {"v": lambda i, n, f: "q4_k" if f.gqa >= 4 or f.experts >= 4 else finer,
+                              "k": lambda i, n, f: "q4_k" if f.experts == 8 else None, "down": _first(8, finer)}
+    if attn_output:
+        rules["attn_output"] = _always(attn_output)
+    return Mix(file_type, base, rules, output="q5_k", embedding=finer, experts8="q5_k")
 
 
-def _few_bits(file_type: int, base: str, embedding: str, v: str, down: str, output_proj: str | None) -> Mix:
-    """The mixes of less than 3 bits."""
-    rules = {"v": _few_bits_v(v), "k": lambda i, n, f: "q4_k" if f.experts == 8 else None, "down": _first(8, down)}
-    if output_proj:
-        rules["attn_output"] = _always(output_proj)
-    return Mix(file_type, base, rules, output="q5_k", embedding=embedding, experts8="q5_k")
+def _iq3_xxs_v(i: int, n: int, f: _Facts) -> str | None:
+    return "q4_k" if f.gqa >= 4 else None if f.imatrix else "iq3_s"
 
 
 def _iq3_m_down(i: int, n: int, f: _Facts) -> str | None:
@@ -128,12 +128,12 @@ MIXES = {
     "IQ3_M": Mix(27, "iq3_s", {"v": _always("q4_k"), "down": _iq3_m_down, "attn_output": _always("q4_k")}, experts8="q5_k"),
     "IQ3_XS": Mix(22, "iq3_s", {"v": _grouped("q4_k"), "k": _always("iq3_xxs"), "q": _always("iq3_xxs"), "gate": _middle("iq3_xxs"),
                                 "up": _middle("iq3_xxs")}, experts8="q5_k"),
-    "IQ3_XXS": Mix(23, "iq3_xxs", {"v": lambda i, n, f: "q4_k" if f.gqa >= 4 else None if f.imatrix else "iq3_s", "k": _always("iq2_s"), "q": _always("iq2_s"),
+    "IQ3_XXS": Mix(23, "iq3_xxs", {"v": _iq3_xxs_v, "k": _always("iq2_s"), "q": _always("iq2_s"),
                                    "down": _plain(_first(8, "q4_k", "q3_k")), "attn_output": _always("iq3_s")},
                    output="q5_k", embedding="iq3_s", experts8="q5_k"),
-    "IQ2_M": _few_bits(29, "iq2_s", "iq3_s", "iq3_s", "iq3_s", "iq3_s"), "IQ2_S": _few_bits(28, "iq2_xs", "iq3_s", "iq3_s", "iq3_s", "iq3_s"),
-    "IQ2_XS": _few_bits(20, "iq2_xs", "q2_k", "q2_k", "q2_k", None), "IQ2_XXS": _few_bits(19, "iq2_xxs", "q2_k", "q2_k", "q2_k", None),
-    "IQ1_S": _few_bits(24, "iq1_s", "q2_k", "q2_k", "q2_k", "iq2_xxs"), "IQ1_M": _few_bits(31, "iq1_m", "q2_k", "q2_k", "q2_k", "iq2_xxs"),
+    "IQ2_M": _few_bits(29, "iq2_s", "iq3_s", "iq3_s"), "IQ2_S": _few_bits(28, "iq2_xs", "iq3_s", "iq3_s"),
+    "IQ2_XS": _few_bits(20, "iq2_xs", "q2_k", None), "IQ2_XXS": _few_bits(19, "iq2_xxs", "q2_k", None),
+    "IQ1_S": _few_bits(24, "iq1_s", "q2_k", "iq2_xxs"), "IQ1_M": _few_bits(31, "iq1_m", "q2_k", "iq2_xxs"),
     "TQ1_0": Mix(36, "tq1_0", embedding="q4_k"), "TQ2_0": Mix(37, "tq2_0", embedding="q4_k"),
     "MXFP4_MOE": Mix(38, "mxfp4", output="q8_0", embedding="q8_0"),
 }
@@ -146,8 +146,8 @@ _FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "tq1_0": "q4_0", "tq2_0": "q4_0", "
 # ---- which tensors, and what they are ----
 
 # Small, sensitive or looked up by index: routers, norms, positions, convolutions and what else is not a plain matrix product.
-_KEPT = re.compile(r"_norm\.weight$|ffn_gate_inp\.weight$|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj|^position_embd|^pos_embd|^token_types|"
-                   r"ssm_conv1d|shortconv\.conv|indexer|time_mix_(first|w0|w1|w2|v0|v1|v2|a0|a1|a2|g1|g2|decay_w1|decay_w2|lerp_fused)|"
+_KEPT = re.compile(r"_norm\.weight$|ffn_gate_inp\.weight$|ffn_gate_tid2eid|altup|laurel|per_layer_model_proj|^pos(ition)?_embd|"
+                   r"^token_types|ssm_conv1d|shortconv\.conv|indexer|time_mix_(first|w0|w1|w2|v0|v1|v2|a0|a1|a2|g1|g2|decay_w1|decay_w2|lerp_fused)|"
                    r"attn_rel_b|\.position_embd|^sam\.|\.rel_pos|\.patch_embd|\.patch_merger|codebook")
 _ROLES = (("attn_output", r"attn_output\."), ("v", r"attn_(v|qkv|kv_b|v_b)\."), ("k", r"attn_k\."), ("q", r"attn_q\."),
           ("down", r"ffn_down"), ("gate", r"ffn_gate"), ("up", r"ffn_up"))
@@ -188,9 +188,9 @@ def find_mix(name: str) -> str:
 def plan(hparams: Mapping[str, Any], tensors: Mapping[str, Dims], mix: str, imatrix: bool = False) -> dict[str, str]:
     """The type of every tensor under a mix: name -> "q4_k".
 
-    hparams: arch, block_count, head_count, head_count_kv, expert_count. tensors: name -> sizes, the contiguous one first. imatrix: whether an
-    importance matrix is used, which changes some choices. Tensors that are not quantized have f32 here: they keep what they have. Pure: nothing
-    else is looked at. Raises ArgumentError for an unknown mix.
+    hparams: arch, block_count, head_count, head_count_kv, expert_count. tensors: name -> sizes, the contiguous one first. imatrix: whether
+    an importance matrix is used, which changes some choices. Tensors that are not quantized have f32 here: they keep what they have. Pure:
+    nothing else is looked at. Raises ArgumentError for an unknown mix.
     """
     name = find_mix(mix)
     chosen = MIXES[name]
@@ -250,9 +250,9 @@ def fitting(kind: str, width: int) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """mix: one of MIXES. tensor_types: (regular expression searched in the name, type); of several that match, the last counts. output_type:
-    of the output matrix, also where it is the embedding. token_embedding_type: of the embedding, before output_type. pure: the base type for
-    all, but for the other options here. imatrix: whether there is one."""
+    """mix: one of MIXES. tensor_types: (regular expression searched in the name, type); of several that match, the last counts.
+    output_type: of the output matrix, also where it is the embedding. token_embedding_type: of the embedding, before output_type. pure: the
+    base type for all, but for the other options here. imatrix: whether there is one."""
 
     mix: str
     tensor_types: Sequence[tuple[str, str]] = ()
@@ -290,5 +290,3 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
     return found
 
 
-def summary(types: Mapping[str, str]) -> Counter[str]:
-    return Counter(types.values())

@@ -22,6 +22,7 @@ from .source import n_rows
 from .types import row_bytes
 
 _PREFIX, _SUFFIX = ".pyllm-", ".part"
+_SYNC_BYTES = 1 << 26           # handed to the disk at a time, so that the last sync has little left to do
 
 
 class TensorSpec(NamedTuple):
@@ -52,6 +53,8 @@ class Writer:
 
     def __init__(self, path: str | os.PathLike[str], metadata: Mapping[str, Field], tensors: Sequence[TensorSpec],
                  inputs: Iterable[Path] = ()) -> None:
+        self._fd = -1
+        self.temporary: Path | None = None      # while the file is not complete
         self.path = output_path(path, inputs)
         self._specs = list(tensors)
         self._align = _alignment(metadata)
@@ -59,11 +62,11 @@ class Writer:
         self._left = [s.n_bytes for s in self._specs]       # bytes of each tensor that are still to come
         self._next = 0                                      # index of the tensor whose bytes come next
         self.n_bytes = len(self._header) + sum(-(-n // self._align) * self._align for n in self._left)
-        self.temporary: Path | None = None
+        self._unsynced = 0
         self.removed = remove_stale(self.path.parent)
         _check_room(self.path, self.n_bytes)
-        self._fd, self.temporary = _create(self.path.parent)
         try:
+            self._create()
             self._put(self._header)
             self._skip_empty()
         except BaseException:
@@ -89,6 +92,13 @@ class Writer:
             raise errors.ArgumentError(f"{key}: a value of {len(data)} bytes cannot replace one of {size}")
         with self._refused():
             os.pwrite(self._fd, data, at)
+
+    def sync(self) -> None:
+        """What was written so far is on the disk, and reading it back will read the disk."""
+        with self._refused():
+            os.fsync(self._fd)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
         """Makes the file appear under its name: complete, on the disk."""
@@ -120,11 +130,30 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()        # for an interrupt between creation and `with`
+
+    def _create(self) -> None:
+        """Opens a new, locked temporary file. Its name is known before it exists: no interrupt can leave it behind."""
+        while self._fd < 0:
+            self.temporary = self.path.parent / f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}"
+            with self._refused():
+                self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                with suppress(OSError):             # no locks on this file system: then nothing is ever taken for stale either
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(self._fd).st_nlink:     # another writer took it for stale before it was locked
+                    self.close()
+
     def _put(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         with self._refused():
             while view.nbytes:
-                view = view[os.write(self._fd, view):]
+                n = os.write(self._fd, view)
+                view = view[n:]
+                self._unsynced += n
+            if self._unsynced >= _SYNC_BYTES:
+                getattr(os, "fdatasync", os.fsync)(self._fd)
+                self._unsynced = 0
 
     def _skip_empty(self) -> None:
         """Goes on to the next tensor that has bytes, with the padding before it."""
@@ -182,19 +211,6 @@ def remove_stale(folder: Path) -> list[Path]:
             finally:
                 os.close(fd)
     return removed
-
-
-def _create(folder: Path) -> tuple[int, Path]:
-    """A new, locked temporary file."""
-    while True:
-        path = folder / f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}"
-        with writing(path, 0):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with suppress(OSError):                 # no locks on this file system: then nothing is ever taken for stale either
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink:               # else another writer took it for stale before it was locked
-                return fd, path
-            os.close(fd)
 
 
 def _check_room(path: Path, n_bytes: int) -> None:
