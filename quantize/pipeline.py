@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,7 +104,7 @@ def _stream(source: Source, specs: list[TensorSpec], writer: Writer, weights: We
 
     with _worker() as reading, _worker() as writing:
         coming = slabs(source.tensors, specs)
-        reads = deque((s, reading.submit(_read, s)) for s, _ in zip(coming, range(_AHEAD), strict=False))
+        reads = deque((s, reading.submit(_read, s)) for s in islice(coming, _AHEAD))
         writes: deque[Future[None]] = deque()
         while reads:
             slab, read = reads.popleft()

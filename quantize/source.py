@@ -73,8 +73,13 @@ class GGUFSource:
         self._gguf = GGUF(path)
         self.files = stores.part_paths(Path(self._gguf.path))
         self.name = self.files[0].name
-        self.metadata: dict[str, Field] = {key: self._field(key) for key in self._gguf.kv if not key.startswith("split.")}
-        self._digests = [_Digest(p) for p in self.files]
+        self.metadata: Mapping[str, Field] = {key: self._field(key) for key in self._gguf.kv if not key.startswith("split.")}
+        self._digests: list[_Digest] = []
+        try:
+            self._digests += map(_Digest, self.files)
+        except BaseException:
+            self.close()
+            raise
         self.tensors: list[TensorSource] = [GGUFTensor(self._gguf, name, info, self._digests) for name, info in self._gguf.tensors.items()]
 
     def _field(self, key: str) -> Field:
@@ -88,6 +93,8 @@ class GGUFSource:
 
     def close(self) -> None:
         self._gguf.close()
+        for d in self._digests:
+            d.close()
 
     def __enter__(self) -> GGUFSource:
         return self
@@ -122,6 +129,8 @@ class _Digest:
 
     def __init__(self, path: Path) -> None:
         self._path, self._at, self._hash = path, 0, hashlib.sha256()
+        with reading(path):
+            self._file = open(path, "rb", buffering=0)      # noqa: SIM115  # closed by close()
 
     def feed(self, offset: int, data: NDArray[np.uint8]) -> None:
         """Bytes of the file from offset on; a gap before them (header, padding) is read if it is short."""
@@ -135,10 +144,13 @@ class _Digest:
         self._read(None)
         return self._hash.hexdigest()
 
+    def close(self) -> None:
+        self._file.close()
+
     def _read(self, end: int | None) -> None:
-        with reading(self._path), open(self._path, "rb", buffering=0) as f:
-            f.seek(self._at)
-            while piece := f.read(_PIECE if end is None else min(_PIECE, end - self._at)):
+        with reading(self._path):
+            self._file.seek(self._at)
+            while piece := self._file.read(_PIECE if end is None else min(_PIECE, end - self._at)):
                 self._hash.update(piece)
                 self._at += len(piece)
 

@@ -61,7 +61,7 @@ class Writer:
         self._header, self._places = _header(metadata, self._specs, self._align)
         self._left = [s.n_bytes for s in self._specs]       # bytes of each tensor that are still to come
         self._next = 0                                      # index of the tensor whose bytes come next
-        self.n_bytes = len(self._header) + sum(-(-n // self._align) * self._align for n in self._left)
+        self.n_bytes = _n_bytes(self._header, self._specs, self._align)
         self._unsynced = 0
         self.removed = remove_stale(self.path.parent)
         _check_room(self.path, self.n_bytes)
@@ -198,6 +198,12 @@ def output_path(path: str | os.PathLike[str], inputs: Iterable[Path] = ()) -> Pa
     return out
 
 
+def file_bytes(metadata: Mapping[str, Field], tensors: Sequence[TensorSpec]) -> int:
+    """Bytes that a file takes."""
+    align = _alignment(metadata)
+    return _n_bytes(_header(metadata, tensors, align)[0], tensors, align)
+
+
 def remove_stale(folder: Path) -> list[Path]:
     """Removes the temporary files of writers that no longer live; returns them."""
     removed = []
@@ -243,6 +249,10 @@ def _alignment(metadata: Mapping[str, Field]) -> int:
     if not isinstance(align, int) or align < 1 or align > 1 << 20 or align & (align - 1):
         raise errors.FormatError(f"general.alignment is {align!r}, which is not a power of two")
     return align
+
+
+def _n_bytes(header: bytes, specs: Sequence[TensorSpec], align: int) -> int:
+    return len(header) + sum(-(-s.n_bytes // align) * align for s in specs)
 
 
 def _header(metadata: Mapping[str, Field], specs: Sequence[TensorSpec], align: int) -> tuple[bytes, dict[str, tuple[int, int]]]:

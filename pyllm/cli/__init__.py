@@ -23,6 +23,7 @@ COMMANDS = {
     "show": ("show", "what a model is"),
     "rm": ("rm", "remove a fetched model"),
     "tokenize": ("tokenize", "token ids and pieces of a text"),
+    "quantize": ("quantize", "a smaller copy of a model"),
     "bench": ("bench", "measure prefill and decode speed"),
     "ppl": ("ppl", "perplexity of a model on a text file"),
     "compare": ("compare", "KL divergence of models from a reference, on a text file"),
