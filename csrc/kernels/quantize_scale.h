@@ -10,7 +10,55 @@
 /* Sums over a piece: num = w x q, den = w q^2, error = w (x - scale q)^2. */
 typedef struct scale_sums { fx num, den, error; } scale_sums;
 
+/* Distances of one pair of elements from all pairs of values 1, 3 ... 15: w v^2 - 2 w a v, [8 * second + first]. */
+INLINE void pair_costs(fx a0, fx w0, fx a1, fx w1, float (*cost)[16]) {
+    fx u0 = fx_mul(fx_mul(fx_set1(-2), a0), w0), u1 = fx_mul(fx_mul(fx_set1(-2), a1), w1), first[8];
+    for (int v = 0; v < 8; v++) first[v] = fx_mul(fx_set1((float)(2 * v + 1)), fx_fma(w0, fx_set1((float)(2 * v + 1)), u0));
+    for (int v = 0; v < 8; v++) {
+        fx second = fx_mul(fx_set1((float)(2 * v + 1)), fx_fma(w1, fx_set1((float)(2 * v + 1)), u1));
+        for (int k = 0; k < 8; k++) fx_store(cost[8 * v + k], fx_add(first[k], second));
+    }
+}
+
+/* The nearest points to elements e to e+3 of each piece, times inverse: their numbers. */
+INLINE void nearest_points(const tile *t, int e, fx inverse, const codebook *book, int weighted, int32_t *index) {
+    float low[64][16], high[64][16];
+    fx a[4], w[4], least = fx_set1(0x1p100f), best = fx_set1(0);
+    for (int k = 0; k < 4; k++) {
+        a[k] = fx_mul(tile_x(t, e + k), inverse);
+        w[k] = tile_w(t, e + k, weighted);
+    }
+    pair_costs(a[0], w[0], a[1], w[1], low);
+    pair_costs(a[2], w[2], a[3], w[3], high);
+    for (int i = 0; i < 512; i++) {
+        fx cost = fx_add(fx_load(low[book->first[i]]), fx_load(high[book->second[i]]));
+        best = fx_less(cost, least, fx_set1((float)i), best);
+        least = fx_min(cost, least);
+    }
+    ix_store(index, ix_from(best));
+}
+
+/* sum_scale where codes are points. */
+INLINE scale_sums sum_points(const tile *t, fx scale, fx inverse, const codebook *book, layout y) {
+    scale_sums s = {fx_set1(0), fx_set1(0), fx_set1(0)};
+    for (int e = 0; e < y.elems; e += 4) {
+        int32_t index[16];
+        float q[4][16];
+        nearest_points(t, e, inverse, book, y.weighted, index);
+        for (int l = 0; l < 16; l++)
+            for (int k = 0; k < 4; k++) q[k][l] = (float)(book->points[index[l]] >> 8 * k & 255);
+        for (int k = 0; k < 4; k++) {
+            fx x = tile_x(t, e + k), w = tile_w(t, e + k, y.weighted), v = fx_load(q[k]), wq = fx_mul(w, v), r = fx_sub(x, fx_mul(scale, v));
+            s.num = fx_fma(wq, x, s.num);
+            s.den = fx_fma(wq, v, s.den);
+            s.error = fx_fma(fx_mul(w, r), r, s.error);
+        }
+    }
+    return s;
+}
+
 INLINE scale_sums sum_scale(const tile *t, fx scale, fx inverse, alphabet a, layout y, int with_error) {
+    if (a.book) return sum_points(t, scale, inverse, a.book, y);
     scale_sums s = {fx_set1(0), fx_set1(0), fx_set1(0)};
     for (int e = 0; e < y.elems; e++) {
         fx x = tile_x(t, e), w = tile_w(t, e, y.weighted), q = nearest(fx_mul(x, inverse), a), wq = fx_mul(w, q);
@@ -54,17 +102,21 @@ INLINE fx refine_scale(const tile *t, fx scale, alphabet a, int turns, layout y,
     return fx_stored(best, t, bits);
 }
 
-/* Sub-scales: integers from sc_low to sc_high; a group's pieces share d. */
+/* What sub-scales can be: low, low + step ... high. */
+typedef struct sub_range { float low, high, step; } sub_range;
+INLINE fx fx_in_range(fx v, sub_range r) { return fx_clamp(v, r.low, r.high); }
+/* A group's pieces share d. */
 typedef struct sub_scales {
     fx sc, d;
     uint16_t bits[16];              /* of d, f16 */
 } sub_scales;
 
 /* For each piece the best of the sub-scales near s / d. */
-INLINE fx choose_sub_scale(const tile *t, fx s, fx d, fx inverse_d, float sc_low, float sc_high, const float *steps, int n, alphabet a, layout y) {
-    fx nearest_sc = fx_round(fx_clamp(fx_mul(s, inverse_d), sc_low, sc_high)), best = nearest_sc, least = fx_set1(0x1p100f);
+INLINE fx choose_sub_scale(const tile *t, fx s, fx d, sub_range r, const float *steps, int n, alphabet a, layout y) {
+    fx from_low = fx_sub(fx_in_range(fx_mul(s, fx_inverse(d)), r), fx_set1(r.low)), step = fx_set1(r.step);
+    fx near = fx_fma(fx_round(fx_mul(from_low, fx_set1(1 / r.step))), step, fx_set1(r.low)), best = near, least = fx_set1(0x1p100f);
     for (int i = 0; i < n; i++) {
-        fx sc = fx_clamp(fx_add(nearest_sc, fx_set1(steps[i])), sc_low, sc_high), scale = fx_mul(sc, d);
+        fx sc = fx_in_range(fx_fma(fx_set1(steps[i]), step, near), r), scale = fx_mul(sc, d);
         scale_sums z = sum_scale(t, scale, fx_inverse(scale), a, y, 1);
         best = fx_less(z.error, least, sc, best);
         least = fx_min(z.error, least);
@@ -73,15 +125,15 @@ INLINE fx choose_sub_scale(const tile *t, fx s, fx d, fx inverse_d, float sc_low
 }
 
 /* d and sub-scales of super-blocks from the pieces' own best scales s. top[i]: sub-scales that the largest |s| shall have, tried in turn. */
-INLINE void fit_sub_scales(const tile *t, fx s, float sc_low, float sc_high, const float *top, int n_top, int turns, const float *steps, int n_steps,
-                           alphabet a, layout y, sub_scales *out) {
+INLINE void fit_sub_scales(const tile *t, fx s, sub_range r, const float *top, int n_top, int turns, const float *steps, int n_steps, alphabet a,
+                           layout y, sub_scales *out) {
     fx size = fx_group_max(fx_abs(s), y.group), up = fx_group_max(s, y.group);
     fx largest = fx_less(up, size, fx_sub(fx_set1(0), size), size), least = fx_set1(0x1p100f), best_d = fx_set1(0);
-    out->sc = fx_set1(0);
+    out->sc = fx_set1(r.low < 0 ? 0 : r.low);
     for (int i = 0; i < n_top; i++) {
         fx want = fx_div(largest, fx_set1(top[i]));
         for (int k = 0; k < turns; k++) {
-            fx d = fx_stored(want, t, out->bits), sc = choose_sub_scale(t, s, d, fx_inverse(d), sc_low, sc_high, steps, n_steps, a, y);
+            fx d = fx_stored(want, t, out->bits), sc = choose_sub_scale(t, s, d, r, steps, n_steps, a, y);
             fx scale = fx_mul(sc, d);
             scale_sums z = sum_scale(t, scale, fx_inverse(scale), a, y, 1);
             fx error = fx_group_sum(z.error, y.group);

@@ -101,10 +101,18 @@ INLINE void tile_load(tile *t, const pieces *s, int64_t p, layout y) {
 
 /* ---- codes ---- */
 
-/* The values that codes stand for: the integers from low to high, which are value + zero in the file; or 16 values in ascending order. */
+/* A codebook of points of 4 elements (IQ3_S), all positive and odd up to 15. The sum of a point's squared distances is one of 64 for its first
+   two elements plus one of 64 for the others. */
+typedef struct codebook {
+    const uint32_t *points;         /* [512], a byte an element */
+    uint8_t first[512], second[512];
+} codebook;
+
+/* The values that codes stand for: the integers from low to high, which are value + zero in the file; 16 values in ascending order; or points. */
 typedef struct alphabet {
     float low, high, zero;
     const float *values, *borders, *codes;      /* [16]; the 15 midpoints; [16] the values' codes in the file. NULL: integers */
+    const codebook *book;
 } alphabet;
 
 /* Steps down a binary tree of borders: the y[i] with borders[i-1] < v <= borders[i]. */

@@ -2,6 +2,7 @@
    it; how: quantize_scale.h, quantize_affine.h. The bytes of blocks are written by formats/encode_*.c. */
 #include "../formats/decode.h"
 #include "../formats/encode.h"
+#include "../formats/iq_tables.h"
 #include "quantize_affine.h"
 #include "quantize_scale.h"
 
@@ -10,16 +11,16 @@
 /* ---- alphabets ---- */
 
 static const alphabet two_bits = {.high = 3}, four_bits = {.high = 15}, five_bits = {.high = 31};
-static const alphabet signed_3 = {-4, 3, 4, 0, 0, 0}, signed_4 = {-8, 7, 8, 0, 0, 0}, signed_5 = {-16, 15, 16, 0, 0, 0}, signed_6 = {-32, 31, 32, 0, 0, 0};
-static const alphabet signed_8 = {-128, 127, 0, 0, 0, 0};
+static const alphabet signed_3 = {-4, 3, 4, 0, 0, 0, 0}, signed_4 = {-8, 7, 8, 0, 0, 0, 0}, signed_5 = {-16, 15, 16, 0, 0, 0, 0}, signed_6 = {-32, 31, 32, 0, 0, 0, 0};
+static const alphabet signed_8 = {-128, 127, 0, 0, 0, 0, 0};
 static const float counted[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static const float iq4_floats[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const float iq4_borders[15] = {-115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f, 7, 19, 31.5f, 45.5f, 61, 79, 101};
-static const alphabet iq4 = {-127, 113, 0, iq4_floats, iq4_borders, counted};
+static const alphabet iq4 = {-127, 113, 0, iq4_floats, iq4_borders, counted, 0};
 /* 4-bit floats, doubled; zero stands twice in the list, as code 0. */
 static const float fp4_floats[16] = {-12, -8, -6, -4, -3, -2, -1, 0, 0, 1, 2, 3, 4, 6, 8, 12}, fp4_codes[16] = {15, 14, 13, 12, 11, 10, 9, 0, 0, 1, 2, 3, 4, 5, 6, 7};
 static const float fp4_borders[15] = {-10, -7, -5, -3.5f, -2.5f, -1.5f, -0.5f, 0, 0.5f, 1.5f, 2.5f, 3.5f, 5, 7, 10};
-static const alphabet fp4 = {-12, 12, 0, fp4_floats, fp4_borders, fp4_codes};
+static const alphabet fp4 = {-12, 12, 0, fp4_floats, fp4_borders, fp4_codes, 0};
 
 /* ---- blocks of 32 ---- */
 
@@ -119,13 +120,12 @@ INLINE void write_super(const tile *t, fx inverse, fx offset, alphabet a, layout
 }
 
 /* sc_zero: the zero point of sub-scales in the file. */
-INLINE void super_scales(const pieces *s, layout y, alphabet a, const float *top, int n, float sc_low, float sc_high, float sc_zero,
-                         const float *d_top, int n_d, int turns, const float *steps, int n_steps, encode_super_fn *encode, int bytes, uint8_t *dst) {
+INLINE void super_scales(const pieces *s, layout y, alphabet a, const float *top, int n, sub_range r, float sc_zero, const float *d_top, int n_d, int turns, const float *steps, int n_steps, encode_super_fn *encode, int bytes, uint8_t *dst) {
     for (int64_t p = 0; p < s->n; p += 16) {
         tile t;
         sub_scales z;
         tile_load(&t, s, p, y);
-        fit_sub_scales(&t, search_scale(&t, a, top, n, y), sc_low, sc_high, d_top, n_d, turns, steps, n_steps, a, y, &z);
+        fit_sub_scales(&t, search_scale(&t, a, top, n, y), r, d_top, n_d, turns, steps, n_steps, a, y, &z);
         fx inverse = fx_inverse(fx_mul(z.sc, z.d));
         write_super(&t, inverse, fx_set1(0), a, y, fx_add(z.sc, fx_set1(sc_zero)), fx_set1(0), z.bits, z.bits, s->n - p, encode, bytes, dst + p / y.group * bytes);
     }
@@ -167,15 +167,57 @@ INLINE void q5_k(const pieces *s, int weighted, uint8_t *dst) {
 }
 INLINE void q3_k(const pieces *s, int weighted, uint8_t *dst) {
     const layout y = {16, 16, weighted};
-    super_scales(s, y, signed_3, tops_q3_k, COUNT(tops_q3_k), -32, 31, 32, d_q3_k, COUNT(d_q3_k), 2, near3, 3, encode_q3_k, 110, dst);
+    super_scales(s, y, signed_3, tops_q3_k, COUNT(tops_q3_k), (sub_range){-32, 31, 1}, 32, d_q3_k, COUNT(d_q3_k), 2, near3, 3, encode_q3_k, 110, dst);
 }
 INLINE void q6_k(const pieces *s, int weighted, uint8_t *dst) {
     const layout y = {16, 16, weighted};
-    super_scales(s, y, signed_6, tops_q6_k, COUNT(tops_q6_k), -128, 127, 0, d_q6_k, COUNT(d_q6_k), 2, near3, 3, encode_q6_k, 210, dst);
+    super_scales(s, y, signed_6, tops_q6_k, COUNT(tops_q6_k), (sub_range){-128, 127, 1}, 0, d_q6_k, COUNT(d_q6_k), 2, near3, 3, encode_q6_k, 210, dst);
 }
 INLINE void iq4_xs(const pieces *s, int weighted, uint8_t *dst) {
     const layout y = {32, 8, weighted};
-    super_scales(s, y, iq4, tops_iq4_xs, COUNT(tops_iq4_xs), -32, 31, 32, d_iq4_xs, COUNT(d_iq4_xs), 2, near3, 3, encode_iq4_xs, 136, dst);
+    super_scales(s, y, iq4, tops_iq4_xs, COUNT(tops_iq4_xs), (sub_range){-32, 31, 1}, 32, d_iq4_xs, COUNT(d_iq4_xs), 2, near3, 3, encode_iq4_xs, 136, dst);
+}
+
+/* ---- points with free signs ---- */
+
+static const float tops_iq3_s[] = {15, 13.5f, 16.5f, 12, 10.5f}, d_iq3_s[] = {31};
+
+/* Takes the signs off a tile: a byte of 8 elements, [piece][4]. */
+INLINE void take_signs(tile *t, uint8_t *signs) {
+    memset(signs, 0, 64);
+    for (int e = 0; e < 32; e++)
+        for (int l = 0; l < 16; l++) {
+            signs[4 * l + e / 8] |= (uint8_t)((t->x[e][l] < 0) << (e & 7));
+            t->x[e][l] = t->x[e][l] < 0 ? -t->x[e][l] : t->x[e][l];
+        }
+}
+
+INLINE void iq3_s(const pieces *s, int weighted, uint8_t *dst) {
+    const layout y = {32, 8, weighted};
+    codebook book = {.points = iq3_s_grid};
+    for (int i = 0; i < 512; i++) {
+        const uint32_t p = iq3_s_grid[i];
+        book.first[i] = (uint8_t)((p & 255) / 2 + 8 * ((p >> 8 & 255) / 2));
+        book.second[i] = (uint8_t)((p >> 16 & 255) / 2 + 8 * ((p >> 24) / 2));
+    }
+    const alphabet a = {.book = &book};
+    for (int64_t p = 0; p < s->n; p += 16) {
+        tile t;
+        sub_scales z;
+        uint8_t signs[64], scales[16];
+        uint16_t points[16 * 8];
+        tile_load(&t, s, p, y);
+        take_signs(&t, signs);
+        fit_sub_scales(&t, search_scale(&t, a, tops_iq3_s, COUNT(tops_iq3_s), y), (sub_range){1, 31, 2}, d_iq3_s, COUNT(d_iq3_s), 2, near3, 3, a, y, &z);
+        fx inverse = fx_inverse(fx_mul(z.sc, z.d));
+        for (int e = 0; e < 32; e += 4) {
+            int32_t index[16];
+            nearest_points(&t, e, inverse, &book, weighted, index);
+            for (int l = 0; l < 16; l++) points[8 * l + e / 4] = (uint16_t)index[l];
+        }
+        ix_store_u8(scales, ix_from(fx_mul(z.sc, fx_set1(0.5f))));
+        for (int l = 0; l < 16 && p + l < s->n; l += 8) encode_iq3_s(points + 8 * l, signs + 4 * l, scales + l, z.bits[l], dst + (p + l) / 8 * 110);
+    }
 }
 
 /* ---- the table ---- */
@@ -200,6 +242,7 @@ ENCODER(q4_k, 8)
 ENCODER(q5_k, 8)
 ENCODER(q6_k, 16)
 ENCODER(iq4_xs, 8)
+ENCODER(iq3_s, 8)
 
 static void NAME(quantize_f32)(const float *x, const float *w, int64_t n, int64_t first, int64_t per_row, uint8_t *dst) {
     (void)w, (void)first, (void)per_row;
@@ -241,5 +284,6 @@ void NAME(init_quantize)(kernels *k) {
     SET_ENCODER(Q6_K, q6_k);
     SET_ENCODER(IQ4_NL, iq4_nl);
     SET_ENCODER(IQ4_XS, iq4_xs);
+    SET_ENCODER(IQ3_S, iq3_s);
     SET_ENCODER(MXFP4, mxfp4);
 }
