@@ -5,9 +5,7 @@
 
 #include <string.h>
 
-#ifndef INLINE
 #define INLINE static inline __attribute__((always_inline))
-#endif
 #define CAT_(a, b) a##_##b
 #define CAT(a, b) CAT_(a, b)
 #define NAME(x) CAT(x, LEVEL)       /* a function's symbol carries its level */
