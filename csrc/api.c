@@ -138,6 +138,11 @@ const char *pyllm_model_kernel(const pyllm_model *m, int k) {
     return k < 0 ? NULL : m->kernel_names[k];
 }
 
+int pyllm_model_write(pyllm_model *m, const char *tensor, int64_t first, int64_t n, const void *rows, pyllm_error *err) {
+    NEED(m && tensor && rows, "model_write: model, tensor and rows must not be NULL");
+    return model_write(m, tensor, first, n, rows, err);
+}
+
 static int plan(const pyllm_gguf *g, const char *text, int64_t len, const pyllm_engine_params *p, int64_t *kv, int64_t *act, pyllm_error *err) {
     tape t;
     TRY(tape_parse(text, len, g, &t, err));
@@ -155,6 +160,7 @@ int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine 
 }
 void pyllm_engine_free(pyllm_engine *e) { engine_free(e); }
 void pyllm_engine_profile(pyllm_engine *e, double *seconds) { e->profile = seconds; }
+void pyllm_engine_observe(pyllm_engine *e, double *const *sums) { e->observe = sums; }
 int32_t pyllm_seq_new(pyllm_engine *e, pyllm_error *err) { return seq_new(e, err); }
 void pyllm_seq_free(pyllm_engine *e, int32_t seq) { seq_free(e, seq); }
 int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq) { return seq_length(e, seq); }

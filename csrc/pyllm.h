@@ -164,6 +164,11 @@ int32_t pyllm_model_n_steps(const pyllm_model *m);
 /* The k-th kernel that a run of this model calls, as "slot=symbol"; NULL past the end. */
 const char *pyllm_model_kernel(const pyllm_model *m, int k);
 
+/* Overwrites rows [first, first + n) of a matrix with `rows`, in the tensor's own type as in its file; both ends are multiples of 16 or the tensor's
+   last row. For studies of what a change does to the results: no step of an engine of this model may run meanwhile, and the file is not touched. An
+   embedding that is read from the file moves into memory first. Names, rows or a vector that do not fit: PYLLM_ERR_ARG, nothing is changed. */
+int pyllm_model_write(pyllm_model *m, const char *tensor, int64_t first, int64_t n, const void *rows, pyllm_error *err);
+
 /* ---- engine: sequences over a paged KV cache -------------------------------------------------------------------------- */
 typedef struct pyllm_engine pyllm_engine;
 
@@ -203,6 +208,10 @@ int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int
                float *logits, const volatile int32_t *cancel, pyllm_error *err);
 /* From now on every step of the tape adds the seconds it takes to seconds[its index], caller's array of pyllm_model_n_steps; NULL: no longer. */
 void pyllm_engine_profile(pyllm_engine *e, double *seconds);
+/* From now on step i of the tape adds the squares of its first input, column by column, to sums[i], caller's [width of that input]; sums has
+   pyllm_model_n_steps entries, NULL where nothing is wanted. Doubles, rows in batch order: the sums depend on the batches' order alone. A step that
+   fails may have added some. NULL: no longer. */
+void pyllm_engine_observe(pyllm_engine *e, double *const *sums);
 /* Sets a flag that another thread's running call polls as *cancel. Any thread, any time. */
 void pyllm_cancel_set(volatile int32_t *flag, int32_t value);
 

@@ -156,6 +156,11 @@ class LLM:
             with suppress(errors.Closed, errors.ForkedProcess):     # not waited for: a generator may be collected anywhere
                 self._driver.post(lambda: self._engine.close_seq(seq))
 
+    def on_engine(self, fn: Callable[[Engine], T]) -> T:
+        """fn(engine) on the engine's thread, between two of its steps: for tools that measure a model, such as pyllm.quantize."""
+        self._check()
+        return self._driver.call(lambda: fn(self._engine))
+
     # ---- text and tokens ----
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:

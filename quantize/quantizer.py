@@ -85,7 +85,8 @@ def quantize(src: str | os.PathLike[str] | Source, out: str | os.PathLike[str], 
     with _opened(src) as source, _imatrix(imatrix, source) as importance:
         if text is not None and not isinstance(source, GGUFSource):
             raise errors.ArgumentError("only a GGUF file can be evaluated against\nhint: convert to F16 first, then quantize that")
-        writer.output_path(out, source.files)       # before anything takes time
+        inputs = [*source.files, *(Path(p) for p in (imatrix, evaluate) if p is not None)]
+        writer.output_path(out, inputs)             # before anything takes time
         options = _options(mix, importance)
         types = _types(source, options, allow_requantize)
         metadata = receipt.stamp(source.metadata, options.mix, words(options), types, source.name, importance,

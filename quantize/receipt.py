@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pyllm import __version__
+from pyllm.describe import RECEIPT as PREFIX
 
 from .fields import Field
 from .recipes import MIXES, find_mix
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from .imatrix_file import Imatrix
     from .writer import Writer
 
-PREFIX = "pyllm.receipt."
 _QUANTIZATION_VERSION = 2       # of the layouts of ggml's quantized types
 _NO_CHECKSUM = "sha256:" + 64 * "0"
 _OLD = (PREFIX, "quantize.imatrix.")

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from pyllm import errors
+from pyllm.gguf import file_path
 
 from .fields import Field, encode_string
 from .source import n_rows
@@ -183,7 +184,7 @@ def writing(path: Path, n_bytes: int) -> Iterator[None]:
 
 def output_path(path: str | os.PathLike[str], inputs: Iterable[Path] = ()) -> Path:
     """Where a file of this name is written: links followed. ArgumentError for a folder, a device, or one of the inputs under any name."""
-    out = Path(os.path.realpath(path))
+    out = Path(os.path.realpath(file_path(path)))
     with writing(out, 0):
         if not out.parent.is_dir():
             raise errors.FileError(f"{out}: there is no folder {out.parent}\nhint: make it first")

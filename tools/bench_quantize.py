@@ -90,13 +90,13 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         for name in list(runs) if i % 2 else reversed(list(runs)):
             taken[name].append(measure(*runs[name]))
             run = taken[name][-1]
-            print(f"{name}: {run['seconds']:.2f} s, {run['cpu_seconds']:.2f} s of processor time, {run['peak_bytes'] / 1e6:.0f} MB at most, "
-                  f"file {run['bytes'] / 1e6:.1f} MB", flush=True)
+            print(f"{name}: {run['seconds']:.2f} s, {run['cpu_seconds']:.2f} s of processor time, {run['peak_bytes'] / 1e6:.0f} MB at most"
+                  f", file {run['bytes'] / 1e6:.1f} MB", flush=True)
     pairs = list(zip(taken["ours"], taken["peer"], strict=True))
     ratios, cpu_ratios = ([a[key] / b[key] for a, b in pairs] for key in ("seconds", "cpu_seconds"))
     ratio, cpu_ratio, peak = statistics.median(ratios), statistics.median(cpu_ratios), max(run["peak_bytes"] for run in taken["ours"])
-    print(f"{mix} from {args.source}, {args.threads} threads: {ratio:.3f} of the peer's time (rounds {min(ratios):.3f} to {max(ratios):.3f}), "
-          f"{cpu_ratio:.3f} of its processor time, {peak / 1e6:.0f} MB at most")
+    print(f"{mix} from {args.source}, {args.threads} threads: {ratio:.3f} of the peer's time (rounds {min(ratios):.3f} to "
+          f"{max(ratios):.3f}), {cpu_ratio:.3f} of its processor time, {peak / 1e6:.0f} MB at most")
     return {"mix": mix, "source": args.source, "threads": args.threads, "rounds": args.rounds, "ratio": ratio, "cpu_ratio": cpu_ratio,
             "peak_bytes": peak, "runs": taken}
 

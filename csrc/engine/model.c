@@ -202,6 +202,8 @@ int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *l
 void model_free(pyllm_model *m) {
     if (!m) return;
     gguf_close(m->file);
+    for (int32_t i = 0; i < m->t.n_weights; i++)
+        if (m->t.weights[i].is_own) mem_free((void *)m->t.weights[i].packed);
     mem_unmap(m->memory, m->memory_bytes);
     mem_free(m->kernel_names);
     tape_free(&m->t);

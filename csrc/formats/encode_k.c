@@ -1,4 +1,4 @@
-/* Super-blocks of 256: the layouts of decode_k.c, written. */
+/* Super-blocks of 256: layouts of decode_k.c and decode_iq.c, written. */
 #include "encode.h"
 
 #include <string.h>
@@ -83,4 +83,15 @@ void encode_iq4_xs(const uint8_t *q, const uint8_t *sc, const uint8_t *mn, uint1
     for (int j = 0; j < 4; j++) dst[4 + j] = (uint8_t)((sc[2 * j] & 15) | (sc[2 * j + 1] & 15) << 4);
     for (int j = 0; j < 8; j++)
         for (int i = 0; i < 16; i++) dst[8 + 16 * j + i] = (uint8_t)((q[32 * j + i] & 15) | (q[32 * j + 16 + i] & 15) << 4);
+}
+
+void encode_iq3_s(const uint16_t *index, const uint8_t *signs, const uint8_t *s, uint16_t d, uint8_t *dst) {
+    store_u16(dst, d);
+    memset(dst + 66, 0, 8);
+    for (int i = 0; i < 64; i++) {
+        dst[2 + i] = (uint8_t)index[i];
+        dst[66 + i / 8] |= (uint8_t)((index[i] >> 8) << (i & 7));
+    }
+    memcpy(dst + 74, signs, 32);
+    for (int j = 0; j < 4; j++) dst[106 + j] = (uint8_t)(s[2 * j] | s[2 * j + 1] << 4);
 }

@@ -9,22 +9,19 @@
 #include "lanes.h"
 
 typedef struct tile {
-    float x[32][16], w[32][16];     /* [element][lane] */
+    float x[32][16], w[32][16];     /* [element][lane]; w only if weighted */
     float unit[16];                 /* power of two that x was divided by */
+    int elems, group, weighted;     /* elements of a piece: 16 or 32; pieces of a block, which share its unit: 1, 8 or 16 */
 } tile;
 
 /* What a call encodes, in pieces; see quantize_fn. */
 typedef struct pieces {
-    const float *x, *w;
+    const float *x, *w;             /* w NULL: all 1 */
     int64_t n, first, per_row;
 } pieces;
 
-/* How a type's pieces lie in a tile: constants, so that every encoder is compiled for its own. */
-typedef struct layout {
-    int elems;                      /* of a piece: 16 or 32 */
-    int group;                      /* pieces of a block, which share its unit: 1, 8 or 16 */
-    int weighted;
-} layout;
+/* A pass over a tile: a function of its own, compiled once for each combination of constants that matters; everything above only calls passes. */
+#define PASS static __attribute__((noinline)) void
 
 #define F16_MAX 65504.0f
 
@@ -74,37 +71,54 @@ INLINE fx fx_group_max(fx a, int group) {
 INLINE fx tile_x(const tile *t, int e) { return fx_load(t->x[e]); }
 INLINE fx tile_w(const tile *t, int e, int weighted) { return weighted ? fx_load(t->w[e]) : fx_set1(1); }
 
-/* 16 pieces from piece p on; past the end: zeros of weight 1. Weights that are all zero count as 1. */
-INLINE void tile_load(tile *t, const pieces *s, int64_t p, layout y) {
-    int64_t lanes = s->n - p < 16 ? s->n - p : 16;
-    for (int l = 0; l < 16; l++) {
-        const float *x = s->x + (p + l) * y.elems, *w = y.weighted ? s->w + (s->first + p + l) % s->per_row * y.elems : NULL;
-        for (int e = 0; e < y.elems; e++) {
-            t->x[e][l] = l < lanes ? x[e] : 0;
-            if (y.weighted) t->w[e][l] = l < lanes ? w[e] : 1;
-        }
-    }
-    fx top = fx_set1(0), heavy = fx_set1(0), one = fx_set1(1);
-    for (int e = 0; e < y.elems; e++) {
-        top = fx_max(fx_abs(tile_x(t, e)), top);
-        if (y.weighted) heavy = fx_max(tile_w(t, e, 1), heavy);
-    }
-    fx unit = fx_power(fx_group_max(top, y.group)), scale = fx_div(one, unit);
-    heavy = fx_group_max(heavy, y.group);
-    fx weight_scale = fx_div(one, fx_power(heavy));
-    fx_store(t->unit, unit);
-    for (int e = 0; e < y.elems; e++) {
-        fx_store(t->x[e], fx_mul(tile_x(t, e), scale));
-        if (y.weighted) fx_store(t->w[e], fx_less(fx_set1(0), heavy, fx_mul(tile_w(t, e, 1), weight_scale), one));
-    }
+/* v[elems][16] from 16 pieces of p, of which n are there; `rest` instead of the others. */
+INLINE void transpose(float (*v)[16], const float *const *p, int64_t n, int elems, float rest) {
+    for (int l = 0; l < 16; l++)
+        for (int e = 0; e < elems; e++) v[e][l] = l < n ? p[l][e] : rest;
+}
+
+/* Multiplies pieces by a power of two so that the largest |v| of each group lies in [1, 2); returns what divides it back. */
+INLINE fx normalize(float (*v)[16], int elems, int group, fx *top) {
+    *top = fx_set1(0);
+    for (int e = 0; e < elems; e++) *top = fx_max(fx_abs(fx_load(v[e])), *top);
+    *top = fx_group_max(*top, group);
+    fx unit = fx_power(*top), scale = fx_div(fx_set1(1), unit);
+    for (int e = 0; e < elems; e++) fx_store(v[e], fx_mul(fx_load(v[e]), scale));
+    return unit;
+}
+
+/* 16 pieces from piece p on; past the end: zeros of weight 1. Weights of a block that are all zero count as 1. */
+PASS tile_load(tile *t, const pieces *s, int64_t p, int elems, int group) {
+    int64_t n = s->n - p < 16 ? s->n - p : 16;
+    const float *x[16], *w[16];
+    fx top;
+    t->elems = elems;
+    t->group = group;
+    t->weighted = s->w != NULL;
+    for (int l = 0; l < n; l++) x[l] = s->x + (p + l) * elems;
+    transpose(t->x, x, n, elems, 0);
+    fx_store(t->unit, normalize(t->x, elems, group, &top));
+    if (!s->w) return;
+    for (int l = 0; l < n; l++) w[l] = s->w + (s->first + p + l) % s->per_row * elems;
+    transpose(t->w, w, n, elems, 1);
+    normalize(t->w, elems, group, &top);
+    for (int e = 0; e < elems; e++) fx_store(t->w[e], fx_less(fx_set1(0), top, fx_load(t->w[e]), fx_set1(1)));
 }
 
 /* ---- codes ---- */
 
-/* The values that codes stand for: the integers from low to high, which are value + zero in the file; or 16 values in ascending order. */
+/* A codebook of points of 4 elements (IQ3_S), all positive and odd up to 15. The sum of a point's squared distances is one of 64 for its first
+   two elements plus one of 64 for the others. */
+typedef struct codebook {
+    const uint32_t *points;         /* [512], a byte an element */
+    uint8_t first[512], second[512];
+} codebook;
+
+/* The values that codes stand for: the integers from low to high, which are value + zero in the file; 16 values in ascending order; or points. */
 typedef struct alphabet {
     float low, high, zero;
     const float *values, *borders, *codes;      /* [16]; the 15 midpoints; [16] the values' codes in the file. NULL: integers */
+    const codebook *book;
 } alphabet;
 
 /* Steps down a binary tree of borders: the y[i] with borders[i-1] < v <= borders[i]. */
@@ -119,12 +133,12 @@ INLINE fx fx_choose(fx v, const float *borders, const float *y16) {
     }
     return y[0];
 }
-/* The value nearest to v, and its code in the file. */
-INLINE fx nearest(fx v, alphabet a) {
-    return a.values ? fx_choose(v, a.borders, a.values) : fx_round(fx_clamp(v, a.low, a.high));
+/* The value nearest to v, and its code in the file. table: whether a->values is set, a constant where this is called. */
+INLINE fx nearest(fx v, const alphabet *a, int table) {
+    return table ? fx_choose(v, a->borders, a->values) : fx_round(fx_clamp(v, a->low, a->high));
 }
-INLINE fx nearest_code(fx v, alphabet a) {
-    return a.values ? fx_choose(v, a.borders, a.codes) : fx_add(fx_round(fx_clamp(v, a.low, a.high)), fx_set1(a.zero));
+INLINE fx nearest_code(fx v, const alphabet *a, int table) {
+    return table ? fx_choose(v, a->borders, a->codes) : fx_add(fx_round(fx_clamp(v, a->low, a->high)), fx_set1(a->zero));
 }
 
 /* Integers, 16 lanes. */
@@ -135,14 +149,18 @@ INLINE ix ix_or_shl(ix a, ix b, int n) { EACH a.v[i_] = vi_or(a.v[i_], vi_shl(b.
 INLINE void ix_store(int32_t *p, ix a) { EACH vi_store(p + i_ * ROWS, a.v[i_]); }
 INLINE void ix_store_u8(uint8_t *p, ix a) { EACH vi_store_i8((int8_t *)p + i_ * ROWS, a.v[i_]); }
 
-/* The file's codes of x * inverse + offset, piece after piece: out[16][elems]. */
-INLINE void tile_codes(const tile *t, fx inverse, fx offset, alphabet a, layout y, uint8_t *out) {
-    for (int e = 0; e < y.elems; e += 4) {
+INLINE void codes_of(const tile *t, fx inverse, fx offset, const alphabet *a, int table, uint8_t *out) {
+    for (int e = 0; e < t->elems; e += 4) {
         int32_t words[16];
         ix c[4];
-        for (int k = 0; k < 4; k++) c[k] = ix_and(ix_from(nearest_code(fx_fma(tile_x(t, e + k), inverse, offset), a)), 255);
+        for (int k = 0; k < 4; k++) c[k] = ix_and(ix_from(nearest_code(fx_fma(tile_x(t, e + k), inverse, offset), a, table)), 255);
         ix_store(words, ix_or_shl(ix_or_shl(ix_or_shl(c[0], c[1], 8), c[2], 16), c[3], 24));
-        for (int l = 0; l < 16; l++) memcpy(out + l * y.elems + e, &words[l], 4);
+        for (int l = 0; l < 16; l++) memcpy(out + l * t->elems + e, &words[l], 4);
     }
+}
+/* The file's codes of x * inverse + offset, piece after piece: out[16][elems]. */
+PASS tile_codes(const tile *t, const alphabet *a, fx inverse, fx offset, uint8_t *out) {
+    if (a->values) codes_of(t, inverse, offset, a, 1, out);
+    else codes_of(t, inverse, offset, a, 0, out);
 }
 #endif

@@ -27,6 +27,8 @@ COMMANDS = {
     "quantize": ("quantize", "a smaller copy of a model"),
     "bench": ("bench", "measure prefill and decode speed"),
     "ppl": ("ppl", "perplexity of a model on a text file"),
+    "compare": ("compare", "KL divergence of models from a reference, on a text file"),
+    "imatrix": ("imatrix", "importance matrix of a model, measured on a text file"),
     "inspect": ("inspect", "metadata, tensors and tape of a GGUF file"),
     "doctor": ("doctor", "check this installation and machine"),
 }
