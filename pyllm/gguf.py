@@ -29,8 +29,8 @@ class TensorInfo(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """A low-rank adapter that was added to a model. prefix: of its tensors' names; scales: factor on the adapter's product, by the weight that
-    it goes with."""
+    """A low-rank adapter that was added to a model. prefix: of its tensors' names; scales: factor on the adapter's product, by the weight
+    that it goes with."""
 
     prefix: str
     scales: dict[str, float]

@@ -28,10 +28,11 @@ def attach(model: GGUF, path: str | os.PathLike[str], scale: float = 1.0) -> Non
 def _scales(file: GGUF, model: GGUF, scale: float) -> dict[str, float]:
     """Factor by weight, of an adapter that fits the model."""
     if file.kv.get("general.type") != "adapter" or file.kv.get("adapter.type") != "lora":
-        raise errors.ArgumentError(f"{file.path} is not a LoRA adapter\nhint: make one from a PEFT folder with: pyllm convert FOLDER OUT.gguf")
+        raise errors.ArgumentError(f"{file.path} is not a LoRA adapter\n"
+                                   "hint: make one from a PEFT folder with: pyllm convert FOLDER OUT.gguf")
     if file.architecture != model.architecture:
-        raise errors.ArgumentError(f"{file.path} is for models of architecture {file.architecture!r}, {model.path} is {model.architecture!r}\n"
-                                   "hint: an adapter fits the model that it was trained on")
+        raise errors.ArgumentError(f"{file.path} is for models of architecture {file.architecture!r}, {model.path} is "
+                                   f"{model.architecture!r}\nhint: an adapter fits the model that it was trained on")
     alpha = file.kv.get("adapter.lora.alpha")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not isfinite(alpha):
         _damaged(file, f"adapter.lora.alpha is {alpha!r}")
@@ -44,7 +45,8 @@ def _scales(file: GGUF, model: GGUF, scale: float) -> dict[str, float]:
         base = model.tensors.get(weight)
         if base is None or len(a) != 2 or len(b) != 2 or a[1] != b[0] or base.shape != (a[0], b[1]):
             raise errors.ArgumentError(f"{file.path}: {weight} with A {list(a)} and B {list(b)} does not fit {model.path}, where it is "
-                                       f"{'missing' if base is None else list(base.shape)}\nhint: an adapter fits the model that it was trained on")
+                                       f"{'missing' if base is None else list(base.shape)}\n"
+                                       "hint: an adapter fits the model that it was trained on")
         found[weight] = scale * (alpha / a[1])
     return found
 

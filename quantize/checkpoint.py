@@ -122,7 +122,9 @@ class CheckpointTensor:
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         values: NDArray[np.float32] = self._in_order(self._weight.read, begin, end)
-        return values + self._offset if self._offset else values
+        if self._offset:
+            values += self._offset
+        return values
 
     def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
         data: NDArray[np.uint8] = self._in_order(self._weight.raw, begin, end)

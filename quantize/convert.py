@@ -17,8 +17,8 @@ def convert(path: str | os.PathLike[str], out: str | os.PathLike[str], mix: str 
             verify: bool = False, progress: pipeline.Progress | None = None) -> Result:
     """Writes the GGUF file of a checkpoint's folder.
 
-    name, pre, vocab_only: see Checkpoint; a vocabulary alone has no types. The others, memory and what is raised: see quantize(). Nothing that
-    the checkpoint holds is run, and no file is left after an exception.
+    name, pre, vocab_only: see Checkpoint; a vocabulary alone has no types. The others, memory and what is raised: see quantize(). Nothing
+    that the checkpoint holds is run, and no file is left after an exception.
     """
     with Checkpoint(path, name=name, pre=pre, vocab_only=vocab_only) as source:
         if not vocab_only:

@@ -66,8 +66,8 @@ class AdapterSource:
         if c.get("bias", "none") != "none":
             odd.append("bias")
         if c.get("peft_type") != "LORA" or odd:
-            raise errors.UnsupportedModel(f"{self._where}: adapters of type {c.get('peft_type')!r}{' with ' if odd else ''}{', '.join(odd)} "
-                                          "cannot be converted\nhint: plain LoRA can")
+            kind = f"{c.get('peft_type')!r}{' with ' if odd else ''}{', '.join(odd)}"
+            raise errors.UnsupportedModel(f"{self._where}: adapters of type {kind} cannot be converted\nhint: plain LoRA can")
 
     def _find_base(self, base: str | os.PathLike[str] | None) -> tuple[Any, dict[str, Any]]:
         named = os.fspath(base) if base is not None else self._config.get("base_model_name_or_path")
@@ -99,7 +99,8 @@ class AdapterSource:
             found.setdefault(module, {})[half] = packed.Plain(tensor)
         lone = next((module for module, halves in found.items() if halves.keys() != {"A", "B"}), None)
         if lone is not None or not found:
-            raise errors.FormatError(f"{self._file.path}: {lone or 'no module'} has A and B\nhint: the adapter is damaged; download it again")
+            raise errors.FormatError(f"{self._file.path}: {f'{lone} lacks A or B' if lone else 'there is no adapter in it'}\n"
+                                     "hint: the adapter is damaged; download it again")
         return found
 
     def _tensors_of(self, module: str, a: packed.Plain, b: packed.Plain) -> list[TensorSource]:
@@ -139,7 +140,9 @@ class Scaled:
         self._tensor, self._factor = tensor, np.float32(factor)
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
-        return self._tensor.read(begin, end) * self._factor
+        values = self._tensor.read(begin, end)
+        values *= self._factor
+        return values
 
     def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
         return self._tensor.raw(begin, end)

@@ -23,6 +23,7 @@ assert _spec and _spec.loader
 goldens = sys.modules.setdefault("write_gguf", importlib.util.module_from_spec(_spec))
 _spec.loader.exec_module(goldens)
 
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
 
 
@@ -91,8 +92,8 @@ def write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(meta, meta["tokenizer.ggml.pre"])))
     else:
         (folder / "tokenizer.model").write_bytes(tok_oracle.sentencepiece_bpe(meta).serialized_model_proto())
-    special = {f"{kind}_token": tokens[meta[key]] for kind, key in (("bos", "tokenizer.ggml.bos_token_id"), ("eos", "tokenizer.ggml.eos_token_id"),
-               ("unk", "tokenizer.ggml.unknown_token_id"), ("pad", "tokenizer.ggml.padding_token_id")) if key in meta}
+    ids = {kind: meta.get(f"tokenizer.ggml.{key}_token_id") for kind, key in SPECIAL.items()}
+    special = {f"{kind}_token": tokens[i] for kind, i in ids.items() if i is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps(special | added_tokens(meta)))
     if "tokenizer.chat_template" in meta:
         (folder / "chat_template.jinja").write_text(meta["tokenizer.chat_template"])

@@ -1,5 +1,5 @@
-"""Tokenizers out of Hugging Face's files: every family's tokenizer.json gives the ids of Hugging Face's own library, names its pre-tokenizer
-from the rules alone, and gives the vocabulary that the family's GGUF files have."""
+"""Tokenizers out of Hugging Face's files: every family's tokenizer.json gives the ids of Hugging Face's own library, names its
+pre-tokenizer from the rules alone, and gives the vocabulary that the family's GGUF files have."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pyllm.gguf import GGUF
 from pyllm.quantize.convert import convert
 from pyllm.quantize.pretokenizers import recognise
 
-CONFIG = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "max_position_embeddings": 64, "hidden_size": 64, "intermediate_size": 64,
-          "num_attention_heads": 4, "rms_norm_eps": 1e-5}
+CONFIG = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "max_position_embeddings": 64, "hidden_size": 64,
+          "intermediate_size": 64, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
 # A family's rules may have another family's name where the rules are the same.
 SAME = {"starcoder": "smollm", "refact": "smollm", "command-r": "smollm", "mpt": "gpt-2"}
 
@@ -61,7 +61,7 @@ def test_sentencepiece_models(name: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(oracle.serialized_model_proto())
     path = vocabulary_of(write(tmp_path, config={"vocab_size": len(meta["tokenizer.ggml.tokens"])}, tokenizer_config=added_tokens(meta)))
     with GGUF(path) as file:
-        types = meta["tokenizer.ggml.token_type"]          # a sentencepiece model has one unknown token, others of the kind are control tokens
+        types = meta["tokenizer.ggml.token_type"]       # a sentencepiece model has one unknown token; others became control tokens
         meta["tokenizer.ggml.token_type"] = [3 if kind == 2 and i else kind for i, kind in enumerate(types)]
         for key in ("tokens", "scores", "token_type"):
             assert list(file.kv[f"tokenizer.ggml.{key}"]) == meta[f"tokenizer.ggml.{key}"], key
@@ -79,6 +79,7 @@ def split(pattern: str, behavior: str = "Isolated", invert: bool = False) -> dic
 
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+BOTH_CASES = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 TIKTOKEN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
 
 
@@ -86,7 +87,7 @@ TIKTOKEN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\
     ([split(tok_oracle.LLAMA3), BYTES], True, "llama-bpe"),
     ([split(tok_oracle.LLAMA3), BYTES], False, "smaug-bpe"),
     ([split(TIKTOKEN), BYTES], False, "smaug-bpe"),
-    ([split(tok_oracle.LLAMA3.replace(tok_oracle.FOLDED, r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])")), BYTES], True, "llama-bpe"),
+    ([split(tok_oracle.LLAMA3.replace(tok_oracle.FOLDED, BOTH_CASES)), BYTES], True, "llama-bpe"),
     ([split(tok_oracle.QWEN2, "Removed", True), BYTES], False, "qwen2"),
     ([split(tok_oracle.GPT2), BYTES], False, "gpt-2"),
     ([split(r"\p{N}"), split(tok_oracle.GPT2), BYTES], False, "smollm"),
@@ -179,7 +180,8 @@ def test_sentencepiece_in_tokenizer_json(tmp_path: Path) -> None:
                     key=lambda pair: -score[pair[0] + pair[1]])
     model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": [list(m) for m in merges], "byte_fallback": True,
              "unk_token": "<unk>", "fuse_unk": True}
-    write(tmp_path, {"model": model, "pre_tokenizer": None, "added_tokens": [{"id": i, "content": tokens[i], "special": True} for i in range(3)],
+    added = [{"id": i, "content": tokens[i], "special": True} for i in range(3)]
+    write(tmp_path, {"model": model, "pre_tokenizer": None, "added_tokens": added,
                      "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
                                     {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}})
     ours = Tokenizer(vocabulary_of(tmp_path))
@@ -214,7 +216,7 @@ def test_damaged_tokenizers(damage: dict[str, Any], message: str, tmp_path: Path
 def test_damaged_sentencepiece_models(tmp_path: Path) -> None:
     write(tmp_path)
     whole = goldens.sentencepiece_model(300)
-    for data in (b"", whole[:-1], whole[:100], b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\xff" * 20, b"\x08\x01", b"\x12\x02\x18\x03"):
+    for data in (b"", whole[:-1], whole[:100], b"\x0a" + 11 * b"\xff", b"\xff" * 20, b"\x08\x01", b"\x12\x02\x18\x03"):
         (tmp_path / "tokenizer.model").write_bytes(data)
         with pytest.raises(errors.Error):
             vocabulary_of(tmp_path)
@@ -222,5 +224,5 @@ def test_damaged_sentencepiece_models(tmp_path: Path) -> None:
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(errors.UnsupportedTokenizer, match="neither tokenizer.json nor tokenizer.model"):
+    with pytest.raises(errors.UnsupportedTokenizer, match=r"neither tokenizer.json nor tokenizer.model"):
         vocabulary_of(tmp_path)
