@@ -9,6 +9,7 @@
 #include "engine/peak.h"
 #include "engine/sampler.h"
 #include "formats/formats.h"
+#include "ops/quantize.h"
 #include "tokenizer/tokenizer.h"
 
 enum { ABI_VERSION = 2 };
@@ -62,6 +63,10 @@ int pyllm_gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err) {
     NEED(path && out, "gguf_open: path and out must not be NULL");
     return gguf_open(path, out, err);
 }
+int pyllm_gguf_add(pyllm_gguf *g, const char *path, const char *prefix, pyllm_error *err) {
+    NEED(g && path && prefix, "gguf_add: g, path and prefix must not be NULL");
+    return gguf_add(g, path, prefix, err);
+}
 void pyllm_gguf_close(pyllm_gguf *g) { gguf_close(g); }
 int64_t pyllm_gguf_n_kv(const pyllm_gguf *g) { return gguf_n_kv(g); }
 int64_t pyllm_gguf_n_tensors(const pyllm_gguf *g) { return gguf_n_tensors(g); }
@@ -84,6 +89,13 @@ int pyllm_dequantize(uint32_t type, const void *src, int64_t n, float *dst, pyll
     dequantize(type, src, n, dst);
     fpenv_restore(env);
     return 0;
+}
+
+int pyllm_quantize(uint32_t type, const float *src, int64_t n_rows, int64_t width, const float *weights, int n_threads, void *dst,
+                   pyllm_error *err) {
+    NEED(n_rows >= 0 && width >= 0 && ((src && dst) || !n_rows || !width), "quantize: no negative sizes, and src and dst must not be NULL");
+    NEED(n_threads >= 1 && n_threads <= 1024, "quantize: threads must be 1 to 1024");
+    COMPUTE(int, quantize(type, src, n_rows, width, weights, n_threads, dst, err));
 }
 
 /* ---- tokenizer ---- */
@@ -126,6 +138,11 @@ const char *pyllm_model_kernel(const pyllm_model *m, int k) {
     return k < 0 ? NULL : m->kernel_names[k];
 }
 
+int pyllm_model_write(pyllm_model *m, const char *tensor, int64_t first, int64_t n, const void *rows, pyllm_error *err) {
+    NEED(m && tensor && rows, "model_write: model, tensor and rows must not be NULL");
+    return model_write(m, tensor, first, n, rows, err);
+}
+
 static int plan(const pyllm_gguf *g, const char *text, int64_t len, const pyllm_engine_params *p, int64_t *kv, int64_t *act, pyllm_error *err) {
     tape t;
     TRY(tape_parse(text, len, g, &t, err));
@@ -143,6 +160,7 @@ int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine 
 }
 void pyllm_engine_free(pyllm_engine *e) { engine_free(e); }
 void pyllm_engine_profile(pyllm_engine *e, double *seconds) { e->profile = seconds; }
+void pyllm_engine_observe(pyllm_engine *e, double *const *sums) { e->observe = sums; }
 int32_t pyllm_seq_new(pyllm_engine *e, pyllm_error *err) { return seq_new(e, err); }
 void pyllm_seq_free(pyllm_engine *e, int32_t seq) { seq_free(e, seq); }
 int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq) { return seq_length(e, seq); }

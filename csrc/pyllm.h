@@ -86,13 +86,16 @@ typedef struct pyllm_tensor {
     uint32_t n_dims;            /* 1..4 */
     int64_t ne[4];              /* elements per dimension, ne[0] contiguous; unused = 1 */
     uint64_t bytes;             /* of the tensor's data */
-    int32_t file;               /* index of the split file that holds it */
+    int32_t file;               /* index of the file that holds it: of a split set, then added ones */
     uint64_t offset;            /* of the data in that file */
 } pyllm_tensor;
 
 /* Reads and checks the header of a GGUF v2/v3 file, of all files of a split set when path is its first one. Tensor data is
    read with pread on demand; nothing is mapped. */
 int pyllm_gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err);
+/* Adds the tensors of another file, an adapter's, under names that begin with prefix; its keys are not kept. Pointers that g gave before are
+   no longer valid. After an error g can only be closed. */
+int pyllm_gguf_add(pyllm_gguf *g, const char *path, const char *prefix, pyllm_error *err);
 void pyllm_gguf_close(pyllm_gguf *g);
 int64_t pyllm_gguf_n_kv(const pyllm_gguf *g);
 int64_t pyllm_gguf_n_tensors(const pyllm_gguf *g);
@@ -109,6 +112,13 @@ int64_t pyllm_type_elems(uint32_t type);
 int64_t pyllm_type_bytes(uint32_t type);
 /* n elements (a multiple of the block) of src to f32, exactly as the format defines; integers convert by value. */
 int pyllm_dequantize(uint32_t type, const void *src, int64_t n, float *dst, pyllm_error *err);
+/* n_rows rows of `width` floats, row-major, to blocks of `type`, row after row in dst (n_rows * width / elems * bytes), with the sum of
+   weights[column] * (x - decoded)^2 as small as the encoder gets it. weights: [width] importance per column (>= 0, finite), or NULL for 1.
+   n_threads (1 to 1024) workers share the blocks; the bytes don't depend on their number nor on the CPU. f16 and bf16 values and scales that
+   would overflow become the largest finite ones. PYLLM_ERR_ARG: a width that is not whole blocks, a value that is not finite (the first one
+   is named), a wrong weight; PYLLM_ERR_UNSUPPORTED: a type without encoder. On an error dst's contents are undefined. */
+int pyllm_quantize(uint32_t type, const float *src, int64_t n_rows, int64_t width, const float *weights, int n_threads, void *dst,
+                   pyllm_error *err);
 
 /* ---- tokenizer --------------------------------------------------------------------------------------------------- */
 typedef struct pyllm_tokenizer pyllm_tokenizer;
@@ -154,6 +164,11 @@ int32_t pyllm_model_n_steps(const pyllm_model *m);
 /* The k-th kernel that a run of this model calls, as "slot=symbol"; NULL past the end. */
 const char *pyllm_model_kernel(const pyllm_model *m, int k);
 
+/* Overwrites rows [first, first + n) of a matrix with `rows`, in the tensor's own type as in its file; both ends are multiples of 16 or the tensor's
+   last row. For studies of what a change does to the results: no step of an engine of this model may run meanwhile, and the file is not touched. An
+   embedding that is read from the file moves into memory first. Names, rows or a vector that do not fit: PYLLM_ERR_ARG, nothing is changed. */
+int pyllm_model_write(pyllm_model *m, const char *tensor, int64_t first, int64_t n, const void *rows, pyllm_error *err);
+
 /* ---- engine: sequences over a paged KV cache -------------------------------------------------------------------------- */
 typedef struct pyllm_engine pyllm_engine;
 
@@ -193,6 +208,10 @@ int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int
                float *logits, const volatile int32_t *cancel, pyllm_error *err);
 /* From now on every step of the tape adds the seconds it takes to seconds[its index], caller's array of pyllm_model_n_steps; NULL: no longer. */
 void pyllm_engine_profile(pyllm_engine *e, double *seconds);
+/* From now on step i of the tape adds the squares of its first input, column by column, to sums[i], caller's [width of that input]; sums has
+   pyllm_model_n_steps entries, NULL where nothing is wanted. Doubles, rows in batch order: the sums depend on the batches' order alone. A step that
+   fails may have added some. NULL: no longer. */
+void pyllm_engine_observe(pyllm_engine *e, double *const *sums);
 /* Sets a flag that another thread's running call polls as *cancel. Any thread, any time. */
 void pyllm_cancel_set(volatile int32_t *flag, int32_t value);
 

@@ -26,6 +26,7 @@ class Arch:
     neox: ClassVar[bool] = True                         # rope turns pairs (i, i + n/2); False: (2i, 2i + 1)
     defaults: ClassVar[dict[str, Any]] = {}             # hyperparameters that the family's files may leave out
     tensors: ClassVar[dict[str, str]]                   # Hugging Face name to GGUF name, without .weight or .bias
+    hf_defaults: ClassVar[dict[str, Any]] = {}          # entries that config.json may leave out
 
     @property
     def name(self) -> str:
@@ -35,9 +36,13 @@ class Arch:
         """Writes the steps of the forward pass with g and returns the logits."""
         raise NotImplementedError
 
-    def convert(self, name: str, values: NDArray[Any], config: Mapping[str, Any]) -> NDArray[Any]:
-        """A checkpoint's tensor as GGUF files hold it. name: its GGUF name; config: config.json."""
-        return values
+    def row_order(self, name: str, n: int, config: Mapping[str, Any]) -> NDArray[np.intp] | None:
+        """Where the n rows (of a bias: elements) of a GGUF tensor stand in the checkpoint's: [n]; None if they are in the same order."""
+        return None
+
+    def offset(self, name: str) -> float:
+        """What GGUF's values of a tensor are greater by than the checkpoint's."""
+        return 0.0
 
     def hf_hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Keys (without prefix) that do not follow from the table of pyllm/hparams.py."""
@@ -51,11 +56,9 @@ class Arch:
         return f"{name.replace('{i}', layer)}.{kind}" if name else None
 
 
-def permute_heads(values: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Reorders the rows (or bias elements) of q or k inside each head from (i, i + n/2) pairs to (2i, 2i + 1) neighbours, the
-    order in which GGUF keeps families with neox = False."""
-    shape = values.shape
-    return np.ascontiguousarray(values.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape))
+def neighbours(n: int, heads: int) -> NDArray[np.intp]:
+    """Row order of q or k for families with neox = False: inside each head, pairs (i, i + n/2) become neighbours (2i, 2i + 1)."""
+    return np.array(np.arange(n).reshape(heads, 2, -1).swapaxes(1, 2).ravel())
 
 
 @cache

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from math import sqrt  # correctly rounded everywhere, so fit for a tape
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from numpy.typing import NDArray
-
 from . import Arch
 from .llama import Llama
 
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
 class Gemma2(Arch):
     names: ClassVar[tuple[str, ...]] = ("gemma2", "Gemma2ForCausalLM")
+    hf_defaults = {"tie_word_embeddings": True}
     defaults = {"window": 4096, "window_pattern": 2, "attn_softcap": 50.0, "final_softcap": 30.0}
     tensors = Llama.tensors | {
         "model.layers.{i}.post_attention_layernorm": "blk.{i}.post_attention_norm",
@@ -40,8 +39,8 @@ class Gemma2(Arch):
         y = g.linear(g.norm(g.rows(x), "output_norm"), "output", tied="token_embd")
         return g.softcap(y, c.final_softcap)
 
-    def convert(self, name: str, values: NDArray[Any], config: Mapping[str, Any]) -> NDArray[Any]:
-        return values + 1 if "norm" in name else values     # checkpoints store a norm's weight minus one
+    def offset(self, name: str) -> float:
+        return 1.0 if "norm" in name else 0.0       # checkpoints store a norm's weight minus one
 
     def hf_hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"attention.scale": 1 / sqrt(config["query_pre_attn_scalar"])}

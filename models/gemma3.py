@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 class Gemma3(gemma2.Gemma2):
     names = ("gemma3", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
     defaults = {"window": 1024, "window_pattern": 6, "rope_base": 1000000.0}
+    hf_defaults = {                         # the published files with images leave out what is as in the 4B model
+        "vocab_size": 262208, "max_position_embeddings": 131072, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "query_pre_attn_scalar": 256, "sliding_window": 4096, "tie_word_embeddings": True,
+    }
     tensors = qwen3.Qwen3.tensors | gemma2.Gemma2.tensors
 
     def forward(self, g: Builder, c: Config) -> Value:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
-from . import Arch, permute_heads
+from . import Arch, neighbours
 
 if TYPE_CHECKING:
     from pyllm.build import Builder, Value
@@ -47,9 +48,10 @@ class Llama(Arch):
     def has_rope(self, layer: int) -> bool:
         return True
 
-    def convert(self, name: str, values: NDArray[Any], config: Mapping[str, Any]) -> NDArray[Any]:
+    def row_order(self, name: str, n: int, config: Mapping[str, Any]) -> NDArray[np.intp] | None:
+        heads = config["num_attention_heads"]
         if ".attn_q." in name:
-            return permute_heads(values, config["num_attention_heads"])
+            return neighbours(n, heads)
         if ".attn_k." in name:
-            return permute_heads(values, config["num_key_value_heads"])
-        return values
+            return neighbours(n, config.get("num_key_value_heads") or heads)
+        return None

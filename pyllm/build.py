@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import sqrt  # correctly rounded everywhere (IEEE 754), so fit for a tape
 from typing import Protocol, overload
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import errors, hparams, rope
 from ._core import steady_floats
+from .gguf import Adapter
 from .hparams import Config
 from .models import Arch, families
 
@@ -25,6 +26,8 @@ class File(Protocol):
     def kv(self) -> hparams.Values: ...
     @property
     def tensors(self) -> hparams.Values: ...
+    @property
+    def adapters(self) -> Sequence[Adapter]: ...
     def read(self, name: str) -> NDArray[np.float32]: ...
 
 
@@ -111,6 +114,7 @@ class Builder:
         labels = [n.partition("[")[0].rpartition("_")[2] for n in names]
         params = [("in", x), ("w", ",".join(map(self._weight, used))), ("bias", ",".join(map(self._bias, used))), *_optional(add)]
         out = self._step("linear", labels, params)
+        out = tuple(self._adapted(x, name, y) for name, y in zip(used, out, strict=True))
         return out[0] if len(names) == 1 else out
 
     def rope(self, q: Value, k: Value, *, norm: tuple[str, str] | None = None, local: bool = False) -> tuple[Value, Value]:
@@ -135,7 +139,23 @@ class Builder:
 
     def gated(self, x: Value, gate: str, up: str, *, act: str) -> Value:
         """act(gate x) * (up x); act: silu or gelu (its tanh form)."""
+        if any(f"{self._full(name)[0]}.weight" in adapter.scales for name in (gate, up) for adapter in self.gguf.adapters):
+            g, u = self.linear(x, gate, up)
+            return self._step("glu", ["ffn"], [("in", f"{g.name},{u.name}"), ("act", act)])[0]
         return self._step("gated", ["ffn"], [("in", x), ("w", f"{self._weight(gate)},{self._weight(up)}"), ("act", act)])[0]
+
+    def _adapted(self, x: Value, name: str, y: Value) -> Value:
+        """y plus what adapters add to the product of x with a matrix: B (A x) times their scale (LoRA, Hu et al., arXiv:2106.09685)."""
+        stem, rows = self._full(name)
+        for adapter in self.gguf.adapters:
+            scale = adapter.scales.get(f"{stem}.weight")
+            if scale is None:
+                continue
+            a, b = (f"{adapter.prefix}{stem}.weight.lora_{half}" for half in "ab")
+            h = self._step("linear", ["lora"], [("in", x), ("w", a), ("bias", "-")])[0]
+            h = self._step("scale", ["lora"], [("in", h), ("by", scale)])[0]
+            y = self._step("linear", ["adapted"], [("in", h), ("w", b + rows), ("bias", "-"), ("add", y)])[0]
+        return y
 
     def rows(self, x: Value) -> Value:
         """Only the rows whose logits are wanted: what follows runs on those alone."""

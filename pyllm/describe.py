@@ -11,6 +11,7 @@ from typing import Any
 from . import stores
 from .gguf import GGUF
 
+RECEIPT = "pyllm.receipt."      # begins the keys of pyllm.quantize.receipt
 # general.file_type: the mix that a quantizer was asked for, by the id that GGUF files carry.
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L",
@@ -23,7 +24,7 @@ FILE_TYPES = {
 @dataclass(frozen=True)
 class Description:
     """bytes: of the file or all files of a split set; mix: tensor type to (number of tensors, bytes), most bytes first; empty strings and
-    None: the file does not say."""
+    None: the file does not say; receipt: what pyllm.quantize wrote about its making, the keys behind pyllm.receipt., and who wrote it."""
 
     path: str
     bytes: int
@@ -35,6 +36,7 @@ class Description:
     n_ctx_train: int | None
     has_template: bool
     license: str
+    receipt: dict[str, Any]
 
 
 def describe(path: str | os.PathLike[str]) -> Description:
@@ -48,7 +50,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
             name=_text(gguf, "general.name"), architecture=gguf.architecture, n_params=sum(prod(t.shape) for t in gguf.tensors.values()),
             quantization=FILE_TYPES.get(file_type if isinstance(file_type, int) else -1) or next(iter(mix), "").upper(),
             mix=mix, n_ctx_train=ctx if isinstance(ctx, int) else None, has_template=bool(_text(gguf, "tokenizer.chat_template")),
-            license=_text(gguf, "general.license.name") or _text(gguf, "general.license"))
+            license=_text(gguf, "general.license.name") or _text(gguf, "general.license"), receipt=_receipt(gguf))
 
 
 def _mix(gguf: GGUF) -> dict[str, tuple[int, int]]:
@@ -57,6 +59,12 @@ def _mix(gguf: GGUF) -> dict[str, tuple[int, int]]:
         n, size = mix.get(t.type, (0, 0))
         mix[t.type] = (n + 1, size + t.n_bytes)
     return dict(sorted(mix.items(), key=lambda item: -item[1][1]))
+
+
+def _receipt(gguf: GGUF) -> dict[str, Any]:
+    found = {key.removeprefix(RECEIPT): gguf.kv[key] for key in gguf.kv if key.startswith(RECEIPT)}
+    imatrix = {key.removeprefix("quantize."): gguf.kv[key] for key in gguf.kv if key.startswith("quantize.imatrix.")}
+    return {"quantized_by": _text(gguf, "general.quantized_by"), **found, **imatrix} if found else {}
 
 
 def _text(gguf: GGUF, key: str) -> str:

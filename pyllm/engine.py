@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,6 +108,24 @@ class Engine:
             yield seconds
         finally:
             lib.pyllm_engine_profile(self._engine, ffi.NULL)
+
+    @contextmanager
+    def observe(self, widths: Mapping[int, int]) -> Iterator[dict[int, NDArray[np.float64]]]:
+        """While open, the squares of the first input of step i of the tape, `widths[i]` values a row, add up in array i of what is yielded."""
+        sums = {i: np.zeros(width) for i, width in widths.items()}
+        places = ffi.new("double *[]", lib.pyllm_model_n_steps(self._model))
+        for i, a in sums.items():
+            places[i] = ffi.from_buffer("double *", a)
+        lib.pyllm_engine_observe(self._engine, places)
+        try:
+            yield sums
+        finally:
+            lib.pyllm_engine_observe(self._engine, ffi.NULL)
+
+    def write(self, tensor: str, first: int, rows: NDArray[np.uint8]) -> None:
+        """Overwrites rows [first, first + len(rows)) of a matrix in memory; rows: uint8 [n, bytes of a row], in the type that its file has."""
+        err = new_error()
+        check(lib.pyllm_model_write(self._model, tensor.encode("utf-8", "surrogateescape"), first, len(rows), ffi.from_buffer(rows), err), err)
 
     def save(self, seq: int) -> bytes:
         """The sequence's KV cache as bytes, checksummed."""

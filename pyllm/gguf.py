@@ -28,6 +28,14 @@ class TensorInfo(NamedTuple):
     n_bytes: int
 
 
+class Adapter(NamedTuple):
+    """A low-rank adapter that was added to a model. prefix: of its tensors' names; scales: factor on the adapter's product, by the weight
+    that it goes with."""
+
+    prefix: str
+    scales: dict[str, float]
+
+
 class Metadata(Mapping[str, Any]):
     """Key-value pairs, decoded when asked for: vocabularies are long. Numbers, str, bool, numpy arrays, lists of str."""
 
@@ -50,6 +58,12 @@ class Metadata(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def kind(self, key: str) -> tuple[int, bool]:
+        """The GGUF value type's id, of an array that of its items, and whether it is an array."""
+        item = ffi.new("pyllm_kv *")
+        lib.pyllm_gguf_kv(self._gguf.handle, self._index[key], item)
+        return item.item_type, item.type == _ARRAY
 
     def _decode(self, i: int) -> Any:
         item = ffi.new("pyllm_kv *")
@@ -81,6 +95,10 @@ class GGUF:
         check(lib.pyllm_gguf_open(os.fsencode(self.path), out, err), err)
         self._handle: Any = ffi.gc(out[0], lib.pyllm_gguf_close)
         self.kv = Metadata(self)
+        self.adapters: list[Adapter] = []
+        self._read_tensors()
+
+    def _read_tensors(self) -> None:
         self.tensors: dict[str, TensorInfo] = {}
         item = ffi.new("pyllm_tensor *")
         for i in range(lib.pyllm_gguf_n_tensors(self._handle)):
@@ -88,6 +106,17 @@ class GGUF:
             name, kind = _text(ffi.string(item.name)), lib.pyllm_type_name(item.type)
             self.tensors[name] = TensorInfo(f"type {item.type}" if kind == ffi.NULL else _text(ffi.string(kind)),
                                             tuple(item.ne[d] for d in range(item.n_dims)), i, item.bytes)
+
+    def add(self, path: str | os.PathLike[str], adapter: Adapter) -> None:
+        """Adds an adapter's tensors, under names with its prefix; what it holds is checked before (pyllm/lora.py)."""
+        err = new_error()
+        try:
+            check(lib.pyllm_gguf_add(self.handle, os.fsencode(file_path(path)), adapter.prefix.encode(), err), err)
+        except errors.Error:
+            self.close()            # half of a file may have been added
+            raise
+        self._read_tensors()
+        self.adapters.append(adapter)
 
     @property
     def handle(self) -> Any:
@@ -106,16 +135,23 @@ class GGUF:
         """A tensor's values as float32, numpy order: the contiguous dimension last. Raises UnsupportedModel for unknown tensor types."""
         if name not in self.tensors:
             raise errors.ArgumentError(f"{self.path}: there is no tensor {name!r}")
-        info, raw, err = self.tensors[name], ffi.new("pyllm_tensor *"), new_error()
+        info = self.tensors[name]
         if info.type.startswith("type "):
             raise errors.UnsupportedModel(f"{self.path}: tensor {name} has {info.type}, which this build does not know\n"
                                           "hint: a newer version may read it, or requantize the model")
-        lib.pyllm_gguf_tensor(self.handle, info.id, raw)
-        data = bytearray(info.n_bytes)
-        out = np.empty(tuple(reversed(info.shape)), np.float32)
-        check(lib.pyllm_gguf_read(self.handle, info.id, 0, info.n_bytes, ffi.from_buffer(data), err), err)
-        check(lib.pyllm_dequantize(raw.type, ffi.from_buffer(data), out.size, ffi.from_buffer("float *", out), err), err)
-        return out
+        return dequantize(self.place(name)[0], self.read_bytes(name, 0, info.n_bytes), tuple(reversed(info.shape)))
+
+    def place(self, name: str) -> tuple[int, int, int]:
+        """Of a tensor: type id, index of the split file that holds it, offset of its data there."""
+        raw = ffi.new("pyllm_tensor *")
+        lib.pyllm_gguf_tensor(self.handle, self.tensors[name].id, raw)
+        return raw.type, raw.file, raw.offset
+
+    def read_bytes(self, name: str, begin: int, n: int) -> NDArray[np.uint8]:
+        """Bytes [begin, begin + n) of a tensor's data."""
+        data, err = np.empty(n, np.uint8), new_error()
+        check(lib.pyllm_gguf_read(self.handle, self.tensors[name].id, begin, n, ffi.from_buffer(data), err), err)
+        return data
 
     def close(self) -> None:
         if self._handle is not None:
@@ -127,6 +163,13 @@ class GGUF:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def dequantize(type_id: int, data: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Blocks of a type, contiguous, as the floats that they stand for."""
+    out, err = np.empty(shape, np.float32), new_error()
+    check(lib.pyllm_dequantize(type_id, ffi.from_buffer(data), out.size, ffi.from_buffer("float *", out), err), err)
+    return out
 
 
 def file_path(path: Any) -> str:

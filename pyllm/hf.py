@@ -1,28 +1,60 @@
-"""From a Hugging Face checkpoint to what a GGUF file holds: metadata, tensor names and values, rope factor tensors.
+"""From a Hugging Face checkpoint to what a GGUF file holds: metadata, tensor names, rope factor tensors.
 
-The knowledge of each family is in models/: its name map and the few changes to values. Here is what all of them share.
+The knowledge of each family is in models/: its name map and the few changes to tensors. Here is what all of them share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from math import sqrt  # correctly rounded everywhere (IEEE 754), unlike exp, log and pow
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from . import errors
 from ._core import lib
 from .hparams import TABLE
-from .models import Arch
+from .models import Arch, families
 from .rope import PI, base_frequencies
 
 Config = Mapping[str, Any]      # the parsed config.json, of the text model where a checkpoint holds several
 
 
+# Parts of a checkpoint that the text model does not need, and prefixes that its tensors have where a checkpoint also reads images.
+_OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+
+
+def find_family(config: Config, where: str) -> Arch:
+    """The family of a checkpoint by the class that its config.json names. Raises UnsupportedModel."""
+    classes = config.get("architectures")
+    classes = classes if isinstance(classes, list) else []
+    for name in classes:
+        if isinstance(name, str) and name in families():
+            return families()[name]
+    known = ", ".join(sorted(n for f in set(families().values()) for n in f.names[1:]))
+    raise errors.UnsupportedModel(f"{where}: models of class {', '.join(map(str, classes)) or 'unknown'} are not supported\n"
+                                  f"hint: these are: {known}; docs/adding-a-model.md shows how to add one")
+
+
+def text_config(config: Config, arch: Arch) -> dict[str, Any]:
+    """The entries of the text model, with those that its family's files may leave out."""
+    inside = config.get("text_config")
+    return {**arch.hf_defaults, **config, **(inside if isinstance(inside, dict) else {})}
+
+
+def gguf_name(hf_name: str, config: Config, arch: Arch, where: str) -> str | None:
+    """GGUF's name of a checkpoint's tensor; None for what the model does without. Raises UnsupportedModel for what it cannot."""
+    if hf_name.startswith(_OTHER_PARTS) or (hf_name == "lm_head.weight" and config.get("tie_word_embeddings")):
+        return None
+    prefix = next((p for p in _PREFIXES if hf_name.startswith(p)), "")
+    name = arch.gguf_name(_PREFIXES.get(prefix, "") + hf_name.removeprefix(prefix))
+    if name is None:
+        raise errors.UnsupportedModel(f"{where}: tensor {hf_name} is not part of {arch.name} as described in models/\n"
+                                      "hint: the checkpoint is a variant that needs its own description")
+    return name
+
+
 def metadata(config: Config, arch: Arch) -> dict[str, Any]:
-    """The architecture's GGUF keys and values."""
+    """The architecture's GGUF keys and values. config: of the text model."""
     found: dict[str, Any] = {}
     for spec in TABLE.values():
         if spec.hf and config.get(spec.hf) is not None:
@@ -32,21 +64,6 @@ def metadata(config: Config, arch: Arch) -> dict[str, Any]:
     found.update(_rope_metadata(config))
     found.update(arch.hf_hparams(config))
     return {f"{arch.name}.{key}": value for key, value in found.items()}
-
-
-def tensors(weights: Iterable[tuple[str, NDArray[Any]]], config: Config, arch: Arch) -> Iterator[tuple[str, NDArray[Any]]]:
-    """(GGUF name, values) of every tensor of a checkpoint, then the rope factors that its config asks for."""
-    tied = bool(config.get("tie_word_embeddings"))
-    for hf_name, values in weights:
-        if tied and hf_name == "lm_head.weight":
-            continue
-        name = arch.gguf_name(hf_name)
-        if name is None:
-            raise errors.UnsupportedModel(f"tensor {hf_name} is not part of {arch.name} as described in models/\n"
-                                          "hint: the checkpoint is a variant that needs its own description")
-        yield name, arch.convert(name, values, config)
-    for name, factors in rope_tensors(config).items():
-        yield name, np.asarray(factors, np.float32)
 
 
 def rope_parameters(config: Config) -> dict[str, Any]:

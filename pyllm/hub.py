@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from . import errors, stores
 from .stores import RepoSpec
@@ -18,20 +18,45 @@ def fetch(spec: RepoSpec, progress: Progress | None = None) -> Path:
 
     HF_ENDPOINT, HF_TOKEN, HF_HOME and the client's other settings hold. Raises ModelNotFound or DownloadError.
     """
+    def wanted(sizes: dict[str, int]) -> list[str]:
+        models = {name: size for name, size in sizes.items() if name.lower().endswith(".gguf")}
+        return stores.parts(_choose(spec, models))
+
+    return _download(spec.repo, wanted, progress)
+
+
+def fetch_checkpoint(repo: str, progress: Progress | None = None) -> Path:
+    """The folder of a checkpoint in the hub's cache, all its files fetched where they are not there in the current version: weights (as
+    safetensors where there are some), tokenizer, tables and texts. Raises ModelNotFound or DownloadError."""
+
+    def wanted(sizes: dict[str, int]) -> list[str]:
+        weights = [n for n in sizes if re.fullmatch(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors", n)]
+        weights = weights or [n for n in sizes if re.fullmatch(r"(pytorch|adapter)_model(-\d+-of-\d+)?\.bin", n)]
+        if not {"config.json", "adapter_config.json"} & sizes.keys() or not weights:
+            raise errors.ModelNotFound(f"{repo} holds no checkpoint in Hugging Face's form (config.json and safetensors)\n"
+                                       "hint: look at its files; a repository of GGUF files needs no conversion: pyllm run it")
+        texts = [n for n in sizes if "/" not in n.removeprefix("additional_chat_templates/") and n.endswith((".json", ".jinja", ".md"))]
+        return sorted(texts, key=lambda n: "/" in n) + [n for n in sizes if n == "tokenizer.model"] + weights
+
+    return _download(repo, wanted, progress).parent
+
+
+def _download(repo: str, wanted: Callable[[dict[str, int]], list[str]], progress: Progress | None) -> Path:
+    """Fetches files of a repository, chosen by wanted(bytes of every file by name), and returns the path of the first."""
     try:
         import huggingface_hub
     except ImportError:
-        raise errors.DownloadError(f"{spec.repo} is not on this machine, and fetching from the hub needs a package that is missing\n"
+        raise errors.DownloadError(f"{repo} is not on this machine, and fetching from the hub needs a package that is missing\n"
                                    "hint: pip install 'pyllm[hub]'") from None
     try:
-        sizes = _sizes(huggingface_hub, spec.repo)
-        name = _choose(spec, sizes)
-        files = stores.parts(name)
+        info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
+        files = wanted(sizes)
         total = sum(sizes.get(f, 0) for f in files)
         _check_room(total)
         done, first = 0, ""
         for file in files:
-            path = huggingface_hub.hf_hub_download(spec.repo, file, tqdm_class=_bar(progress, done, total))
+            path = huggingface_hub.hf_hub_download(repo, file, tqdm_class=_bar(progress, done, total))
             first = first or path
             done += sizes.get(file, 0)
             if progress is not None:
@@ -40,13 +65,7 @@ def fetch(spec: RepoSpec, progress: Progress | None = None) -> Path:
     except errors.Error:
         raise
     except Exception as e:      # the client's own errors, those of its HTTP library, and the system's
-        raise _explained(spec, e) from e
-
-
-def _sizes(client: Any, repo: str) -> dict[str, int]:
-    """Bytes of every GGUF file of the repository."""
-    info = client.HfApi().model_info(repo, files_metadata=True)
-    return {s.rfilename: s.size or 0 for s in info.siblings or [] if s.rfilename.lower().endswith(".gguf")}
+        raise _explained(repo, e) from e
 
 
 def _choose(spec: RepoSpec, sizes: dict[str, int]) -> str:
@@ -101,16 +120,16 @@ def _bar(progress: Progress | None, before: int, total: int) -> type:
     return Bar
 
 
-def _explained(spec: RepoSpec, e: Exception) -> errors.FileError:
+def _explained(repo: str, e: Exception) -> errors.FileError:
     kinds = {kind.__name__ for kind in type(e).__mro__}
     said = (str(e).strip().splitlines() or [type(e).__name__])[0]
     if "GatedRepoError" in kinds:
-        return errors.DownloadError(f"{spec.repo} is gated: its owner grants access\n"
+        return errors.DownloadError(f"{repo} is gated: its owner grants access\n"
                                     "hint: accept its terms on its page, then set HF_TOKEN or run `hf auth login`")
     if "RepositoryNotFoundError" in kinds:
-        return errors.ModelNotFound(f"the hub has no repository {spec.repo}, or it is private\n"
+        return errors.ModelNotFound(f"the hub has no repository {repo}, or it is private\n"
                                     "hint: check the name; for a private one set HF_TOKEN or run `hf auth login`")
     if kinds & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
-        return errors.DownloadError(f"{spec.repo} is not on this machine, and the hub is not to be reached: {said}\n"
+        return errors.DownloadError(f"{repo} is not on this machine, and the hub is not to be reached: {said}\n"
                                     "hint: unset HF_HUB_OFFLINE and check the network, or give the path of a GGUF file")
-    return errors.DownloadError(f"{spec.repo} cannot be fetched: {said}\nhint: check the network (and HF_ENDPOINT, if it is set)")
+    return errors.DownloadError(f"{repo} cannot be fetched: {said}\nhint: check the network (and HF_ENDPOINT, if it is set)")

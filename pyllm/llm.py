@@ -27,6 +27,7 @@ from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, Engine, plan_bytes
 from .generation import Generation
 from .gguf import GGUF, file_path
+from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
 from .session import Session as Session
@@ -45,6 +46,7 @@ CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_
 
 Message = Mapping[str, Any]
 Messages = str | Sequence[Message]
+AdapterSpec = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 
 
 class LLM:
@@ -53,7 +55,7 @@ class LLM:
     spec: a GGUF file, a name of the catalogue, of LM Studio or Ollama, `user/repo[:QUANT]`, or None for the demo model. ctx: tokens of one
     conversation; None: what the model was trained for, or what fits in half of the free memory, whichever is less. threads: None = physical
     cores. kv: type of the KV cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
-    instead of the file's.
+    instead of the file's. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale).
 
     Every method may be called from any thread; calls share the engine's steps and get the same results as alone. Raises ModelNotFound,
     FormatError, UnsupportedModel, UnsupportedTokenizer, OutOfMemory (nothing is taken when the model does not fit). Use it as a context
@@ -61,7 +63,7 @@ class LLM:
     """
 
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
-                 level: str | None = None, chat_template: str | None = None,
+                 level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (),
                  progress: Callable[[int, int], None] | None = None) -> None:
         self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
         if chat_template is not None and not isinstance(chat_template, str):
@@ -70,12 +72,13 @@ class LLM:
         self.path = _resolve(spec, progress)
         self._chat_source = chat_template
         self._template: ChatTemplate | None = None
-        with GGUF(self.path) as gguf:
+        self._adapters = _adapter_specs(adapters)
+        with self._open() as gguf:
             self.tokenizer = Tokenizer(gguf)
             self.threads: int = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
             self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv)
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
-            self._n_params = sum(int(np.prod(t.shape)) for t in gguf.tensors.values())
+            self._n_params = sum(int(np.prod(t.shape)) for name, t in gguf.tensors.items() if ".lora_" not in name)
             self._engine = Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level)
             self._n_ctx_train = _trained_ctx(tape)
         self.kv, self.plan_bytes = kv, plan
@@ -153,6 +156,11 @@ class LLM:
             with suppress(errors.Closed, errors.ForkedProcess):     # not waited for: a generator may be collected anywhere
                 self._driver.post(lambda: self._engine.close_seq(seq))
 
+    def on_engine(self, fn: Callable[[Engine], T]) -> T:
+        """fn(engine) on the engine's thread, between two of its steps: for tools that measure a model, such as pyllm.quantize."""
+        self._check()
+        return self._driver.call(lambda: fn(self._engine))
+
     # ---- text and tokens ----
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
@@ -222,7 +230,7 @@ class LLM:
             return seconds
 
         seconds = np.median(self._bench(test, depth, reps, measured), axis=0)
-        with GGUF(self.path) as gguf:
+        with self._open() as gguf:
             work = run_costs(gguf, self._engine.tape, n, MAX_ROWS if kind == "pp" else 1, depth, self.kv)
         return list(zip(work, seconds.tolist(), strict=True))
 
@@ -259,6 +267,17 @@ class LLM:
         return f"<LLM {self._metadata.get('general.name') or os.path.basename(self.path)} ctx={self.ctx} {self.level} x{self.threads}>"
 
     # ---- inside ----
+
+    def _open(self) -> GGUF:
+        """The file with its adapters."""
+        gguf = GGUF(self.path)
+        try:
+            for path, scale in self._adapters:
+                attach(gguf, path, scale)
+        except BaseException:
+            gguf.close()
+            raise
+        return gguf
 
     def _check(self) -> None:
         if self._driver.forked:
@@ -390,6 +409,15 @@ def _resolve(spec: str | os.PathLike[str] | None, progress: Callable[[int, int],
     if os.path.isfile(path) or (os.path.dirname(path) and os.path.exists(path)):    # what is no file says so when it is opened
         return path
     return os.fspath(resolve(path, progress=progress))
+
+
+def _adapter_specs(adapters: Any) -> list[tuple[str, float]]:
+    """(path, scale) of every adapter."""
+    if isinstance(adapters, Sequence) and not isinstance(adapters, str):
+        pairs = [(a, 1.0) if isinstance(a, str | os.PathLike) else a for a in adapters]
+        if all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+            return [(file_path(path), scale) for path, scale in pairs]
+    raise errors.ArgumentError(f"adapters is {reprlib.repr(adapters)}, must be a list of paths or of (path, scale)")
 
 
 def _test(test: Any) -> tuple[str, int, int]:

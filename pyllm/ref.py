@@ -115,6 +115,9 @@ class _Run:
 
     def gated(self, x: Array, w: str, act: str) -> Array:
         gate, up = (self.times(x, m) for m in w.split(","))
+        return self.glu(gate, up, act)
+
+    def glu(self, gate: Array, up: Array, act: str) -> Array:
         y: Array = up * gate / (1 + np.exp(-gate))
         if act == "gelu":
             y = up * 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))

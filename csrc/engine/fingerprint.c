@@ -50,11 +50,13 @@ static uint64_t block_hash(const uint8_t *p, size_t n) {
 static void hash_item(void *ctx, int64_t item, int worker) {
     hash_job *j = ctx;
     uint64_t at = (uint64_t)item * BLOCK, n = j->bytes - at < BLOCK ? j->bytes - at : BLOCK;
-    const uint8_t *p = j->m->memory + j->w->offset + at;
+    const uint8_t *p;
     if (j->buffers) {
         int rc = gguf_read(j->m->file, j->w->tensor, at, n, j->buffers + (size_t)worker * BLOCK, worker ? NULL : j->err);
         if (rc) atomic_store(&j->rc, rc);
         p = j->buffers + (size_t)worker * BLOCK;
+    } else {
+        p = (j->w->is_vector ? (const uint8_t *)j->w->vec : j->w->packed) + at;
     }
     if (!atomic_load(&j->rc)) atomic_fetch_add(&j->sum, mix(block_hash(p, n), (uint64_t)item));
 }

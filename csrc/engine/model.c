@@ -148,6 +148,7 @@ static int list_kernels(pyllm_model *m, pyllm_error *err) {
         for (size_t a = 0; a < 2; a++) used |= !strncmp(name, always[a], strlen(always[a]));
         for (int32_t s = 0; s < m->t.n_steps && !used; s++) {
             const char *op = m->t.steps[s].op->name;
+            if (!strcmp(op, "glu")) op = "gated";
             used = !strncmp(name, "rmsnorm", slot) ? !strcmp(op, "norm") : strlen(op) == slot && !strncmp(name, op, slot);
         }
         for (int32_t w = 0; w < m->t.n_weights && !used; w++) {
@@ -201,6 +202,8 @@ int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *l
 void model_free(pyllm_model *m) {
     if (!m) return;
     gguf_close(m->file);
+    for (int32_t i = 0; i < m->t.n_weights; i++)
+        if (m->t.weights[i].is_own) mem_free((void *)m->t.weights[i].packed);
     mem_unmap(m->memory, m->memory_bytes);
     mem_free(m->kernel_names);
     tape_free(&m->t);

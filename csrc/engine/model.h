@@ -1,4 +1,5 @@
-/* A model: a checked tape and its weights, packed for one CPU level. Immutable after loading, but for the fingerprint, made on first use. */
+/* A model: a checked tape and its weights, packed for one CPU level. Immutable after loading, but for the fingerprint, made on first use,
+ * and for what model_write changes. */
 #ifndef PYLLM_ENGINE_MODEL_H
 #define PYLLM_ENGINE_MODEL_H
 #include "tape.h"
@@ -19,6 +20,8 @@ int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *l
                const volatile int32_t *cancel, pyllm_model **out, pyllm_error *err);
 void model_free(pyllm_model *m);
 int model_plan(const pyllm_gguf *g, const char *text, int64_t len, int64_t *bytes, pyllm_error *err);
+/* Overwrites rows of a matrix: pyllm_model_write. */
+int model_write(pyllm_model *m, const char *tensor, int64_t first, int64_t n, const void *rows, pyllm_error *err);
 /* A hash of tape and weights, the same for every level and number of threads; p helps. Fails where a weight in the file cannot be read. */
 int model_fingerprint(pyllm_model *m, pool *p, uint64_t *out, pyllm_error *err);
 /* 64 bits, every input word enters by a bijection of the state: one changed byte always changes the sum. */

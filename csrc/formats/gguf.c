@@ -459,6 +459,36 @@ int gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err) {
     return rc;
 }
 
+static char *prefixed(const char *prefix, const char *name) {
+    size_t n = strlen(prefix), k = strlen(name);
+    char *p = mem_alloc(n + k + 1);
+    if (!p) return NULL;
+    memcpy(p, prefix, n);
+    memcpy(p + n, name, k + 1);
+    return p;
+}
+
+int gguf_add(pyllm_gguf *g, const char *path, const char *prefix, pyllm_error *err) {
+    int64_t first = g->n_tensors;
+    split s;
+    part *p = g->n_parts < PARTS_MAX ? mem_realloc(g->parts, ((size_t)g->n_parts + 1) * sizeof *p) : NULL;
+    if (!p) return err_set(err, PYLLM_ERR_MEMORY, "no room for %s beside the files that are open", path);
+    g->parts = p;
+    TRY(open_part(g, path, err));
+    TRY(read_part(g, &s, err));
+    if (s.count > 1) return err_set(err, PYLLM_ERR_UNSUPPORTED, "%s is one of %llu files\nhint: give one whole file", path, (unsigned long long)s.count);
+    for (int64_t i = first; i < g->n_tensors; i++) {
+        char *name = prefixed(prefix, g->tensor_names[i]);
+        if (!name) return err_set(err, PYLLM_ERR_MEMORY, "out of memory for tensor names");
+        mem_free(g->tensor_names[i]);
+        g->tensor_names[i] = name;
+    }
+    for (int64_t i = 0; i < g->n_tensors; i++) g->tensors[i].name = g->tensor_names[i];     /* the table may have moved */
+    mem_free(g->tensor_index.slot);
+    g->tensor_index.slot = NULL;
+    return index_names(g, &g->tensor_index, g->tensor_names, g->n_tensors, "tensor", err);
+}
+
 void gguf_close(pyllm_gguf *g) {
     if (!g) return;
     for (int32_t i = 0; i < g->n_parts; i++) {

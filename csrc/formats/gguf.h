@@ -5,6 +5,7 @@
 #include "../pyllm.h"
 
 int gguf_open(const char *path, pyllm_gguf **out, pyllm_error *err);
+int gguf_add(pyllm_gguf *g, const char *path, const char *prefix, pyllm_error *err);
 void gguf_close(pyllm_gguf *g);
 int64_t gguf_n_kv(const pyllm_gguf *g);
 int64_t gguf_n_tensors(const pyllm_gguf *g);

@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FAMILIES(level) {#level, {init_matmul_##level, init_vec_##level, init_attn_##level}}
+#define FAMILIES(level) {#level, {init_matmul_##level, init_vec_##level, init_attn_##level, init_quantize_##level}}
 static const struct level {
     const char *name;
-    kernels_init *init[3];
+    kernels_init *init[4];
 } levels[] = {
     FAMILIES(ref),
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVX2)
@@ -44,7 +44,7 @@ static void build(void) {
         supported[l] = cpu_has(levels[l].name);
         if (!supported[l]) continue;
         for (int below = 0; below <= l; below++)
-            for (int f = 0; f < 3; f++)
+            for (int f = 0; f < 4; f++)
                 if (supported[below]) levels[below].init[f](&tables[l]);
         tables[l].level = levels[l].name;
         if (*names) strcat(names, " ");

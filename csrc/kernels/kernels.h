@@ -88,6 +88,12 @@ typedef void attn_merge_fn(float *m0, float *l0, float *o0, float m1, float l1, 
 /* y = o * (1/l). */
 typedef void attn_finish_fn(const float *o, float l, float *y, int dim);
 
+/* ---- encoders -------------------------------------------------------------------------------------------------------
+ * n blocks of `type` from the n * elems finite floats at x, to n * bytes at dst, with the least sum of w * (x - decoded)^2 that the search
+ * finds. w: weights >= 0 of the per_row blocks of a matrix row, [per_row * elems]; block i has those of block (first + i) % per_row. NULL:
+ * all 1. The bytes of a block depend on its values and weights alone. */
+typedef void quantize_fn(const float *x, const float *w, int64_t n, int64_t first, int64_t per_row, uint8_t *dst);
+
 /* ---- the table ------------------------------------------------------------------------------------------------------ */
 typedef struct kernels {
     const char *level;
@@ -103,8 +109,9 @@ typedef struct kernels {
     attn_chunk_fn *attn_chunk[KV_TYPES];
     attn_merge_fn *attn_merge;
     attn_finish_fn *attn_finish;
+    quantize_fn *quantize[QTYPE_COUNT];         /* NULL: this type has no encoder */
     /* "slot=symbol" of every entry in the order above; filled together with the pointers. */
-    const char *names[QTYPE_COUNT + 32];
+    const char *names[2 * QTYPE_COUNT + 32];
     int n_names;
 } kernels;
 

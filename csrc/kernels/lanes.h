@@ -22,6 +22,7 @@ INLINE fx fx_sub(fx a, fx b) { EACH a.v[i_] = vf_sub(a.v[i_], b.v[i_]); return a
 INLINE fx fx_mul(fx a, fx b) { EACH a.v[i_] = vf_mul(a.v[i_], b.v[i_]); return a; }
 INLINE fx fx_div(fx a, fx b) { EACH a.v[i_] = vf_div(a.v[i_], b.v[i_]); return a; }
 INLINE fx fx_max(fx a, fx b) { EACH a.v[i_] = vf_max(a.v[i_], b.v[i_]); return a; }
+INLINE fx fx_min(fx a, fx b) { EACH a.v[i_] = vf_min(a.v[i_], b.v[i_]); return a; }
 INLINE fx fx_fma(fx a, fx b, fx c) { EACH c.v[i_] = vf_fma(a.v[i_], b.v[i_], c.v[i_]); return c; }
 INLINE fx fx_fma1(fx a, const float *x, fx c) { EACH c.v[i_] = vf_fma1(a.v[i_], x, c.v[i_]); return c; }
 INLINE fx fx_f16(const void *p) { fx r; EACH r.v[i_] = vf_f16((const uint16_t *)p + i_ * ROWS); return r; }

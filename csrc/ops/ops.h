@@ -23,6 +23,7 @@ typedef struct weight {
     size_t group_bytes, bytes;  /* of a packed group; of all data in memory (0: rows are read from the file) */
     size_t offset;              /* in the model's weight memory */
     const uint8_t *packed;
+    int is_own;                 /* packed is memory of its own, not part of the model's */
     const float *vec;
 } weight;
 

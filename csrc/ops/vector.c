@@ -1,4 +1,4 @@
-/* Row-wise ops: embed, angles, norm, rope, rows, softcap, scale, add. One work item is one row. */
+/* Row-wise ops: embed, angles, norm, rope, rows, softcap, scale, glu, add. One work item is one row. */
 #include "ops.h"
 
 #include "../base/alloc.h"
@@ -186,6 +186,22 @@ static void scale_row(void *ctx, int64_t r, int worker) {
 }
 
 int run_scale(const op_ctx *c, const step *s) { return run_rows_of(c, s, scale_row, value_rows(c, s->in[0])); }
+
+int check_glu(const op_check *c, step *s) {
+    const value *gate = &c->values[s->in[0]], *up = &c->values[s->in[1]];
+    if (gate->width != up->width || gate->late != up->late) return op_fail(c, s, "%s and %s differ in shape", gate->name, up->name);
+    return check_same(c, s);
+}
+
+static void glu_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    int64_t n = j->c->values[j->s->in[0]].width;
+    j->c->k->gated((int)j->s->p[0].i[0], value_ptr(j->c, j->s->in[0]) + r * n, value_ptr(j->c, j->s->in[1]) + r * n,
+                   value_ptr(j->c, j->s->out[0]) + r * n, n);
+}
+
+int run_glu(const op_ctx *c, const step *s) { return run_rows_of(c, s, glu_row, value_rows(c, s->in[0])); }
 
 int check_add(const op_check *c, step *s) {
     const value *x = &c->values[s->in[0]], *z = &c->values[s->in[1]];

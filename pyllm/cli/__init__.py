@@ -22,9 +22,13 @@ COMMANDS = {
     "list": ("list", "models on this machine"),
     "show": ("show", "what a model is"),
     "rm": ("rm", "remove a fetched model"),
+    "convert": ("convert", "a Hugging Face checkpoint becomes a GGUF file"),
     "tokenize": ("tokenize", "token ids and pieces of a text"),
+    "quantize": ("quantize", "a smaller copy of a model"),
     "bench": ("bench", "measure prefill and decode speed"),
     "ppl": ("ppl", "perplexity of a model on a text file"),
+    "compare": ("compare", "KL divergence of models from a reference, on a text file"),
+    "imatrix": ("imatrix", "importance matrix of a model, measured on a text file"),
     "inspect": ("inspect", "metadata, tensors and tape of a GGUF file"),
     "doctor": ("doctor", "check this installation and machine"),
 }

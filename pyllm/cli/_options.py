@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,26 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 def add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", choices=("f16", "f32", "q8_0"), default="f16", help="type of the KV cache (default: f16)")
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """A text and how it is cut."""
+    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the text, UTF-8; - for standard input")
+    parser.add_argument("--ctx", type=whole(4, 1 << 24), default=512, metavar="N", help="tokens of a chunk (default: 512)")
+    parser.add_argument("--chunks", type=whole(1, 1 << 30), metavar="N", help="only the first N chunks (default: all)")
+
+
+def read_text(file: str) -> bytes:
+    """What -f names."""
+    from ..errors import FileError
+
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read()
+        with open(file, "rb") as f:
+            return f.read()
+    except OSError as e:
+        raise FileError(f"{file}: {e.strerror}\nhint: -f takes the path of a text file") from e
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

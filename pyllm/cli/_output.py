@@ -90,15 +90,15 @@ def confirm(question: str) -> bool:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, if that is a terminal, for callbacks (bytes done, bytes in all):
+def progress(label: str, unit: str = "MB") -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, if that is a terminal, for callbacks (done, in all), in bytes (unit MB) or in pieces that unit names:
 
         with progress("smollm2") as show:
             catalogue.resolve("smollm2", progress=show)
 
     Nothing appears before the first call. The last line stays.
     """
-    bar = _Bar(label, sys.stderr)
+    bar = _Bar(label, unit, sys.stderr)
     try:
         yield bar.show
     finally:
@@ -108,8 +108,8 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 class _Bar:
     INTERVAL = 0.1      # seconds between two drawings
 
-    def __init__(self, label: str, stream: TextIO) -> None:
-        self._label, self._stream, self._wanted = label, stream, stream.isatty()
+    def __init__(self, label: str, unit: str, stream: TextIO) -> None:
+        self._label, self._unit, self._stream, self._wanted = label, unit, stream, stream.isatty()
         self._start = self._drawn = 0.0
         self._first = self._last = 0
         self._open = False
@@ -122,7 +122,7 @@ class _Bar:
         if self._wanted and (now - self._drawn >= self.INTERVAL or done >= total):
             self._drawn = now
             line = bar_line(self._label, done, total, done - self._first, now - self._start, shutil.get_terminal_size().columns,
-                            self._stream.encoding)
+                            self._stream.encoding, self._unit)
             self._stream.write(f"\r{line}\x1b[K")
             self._stream.flush()
 
@@ -132,10 +132,11 @@ class _Bar:
             self._stream.flush()
 
 
-def bar_line(label: str, done: int, total: int, fresh: int, seconds: float, columns: int, encoding: str | None = "utf-8") -> str:
-    """One line of less than `columns` characters: label, bar, megabytes, rate of the `fresh` bytes, time left."""
+def bar_line(label: str, done: int, total: int, fresh: int, seconds: float, columns: int, encoding: str | None = "utf-8",
+             unit: str = "MB") -> str:
+    """One line of less than `columns` characters: label, bar, how much is done (bytes as megabytes with the rate of the `fresh` ones), time left."""
     rate = fresh / seconds if seconds > 0 else 0.0
-    text = f"{done / 1e6:.1f}/{total / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s"
+    text = f"{done / 1e6:.1f}/{total / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s" if unit == "MB" else f"{done}/{total} {unit}"
     if rate and done < total:
         left = math.ceil((total - done) / rate)
         text += f"  eta {left // 60}:{left % 60:02}"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from ._options import add_json, add_kv, add_model, add_threads, model_file, whole
+from ._options import add_json, add_kv, add_model, add_text, add_threads, model_file, read_text
 from ._output import note, print_json
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the text, UTF-8; - for standard input")
-    parser.add_argument("--ctx", type=whole(4, 1 << 24), default=512, metavar="N", help="tokens of a chunk (default: 512)")
-    parser.add_argument("--chunks", type=whole(1, 1 << 30), metavar="N", help="only the first N chunks (default: all)")
+    add_text(parser)
     add_threads(parser)
     add_kv(parser)
     add_json(parser)
@@ -22,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from .. import LLM, perplexity
 
-    text = _read(args.file)
+    text = read_text(args.file)
     with LLM(model_file(args.model), ctx=args.ctx, threads=args.threads, kv=args.kv) as llm:
         n = len(perplexity.split(llm, text, args.ctx)[:args.chunks])
         for result in perplexity.estimates(llm, text, args.ctx, args.chunks):
@@ -33,15 +30,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"perplexity {result.value:.4f} +/- {result.error:.4f}")
     return 0
-
-
-def _read(file: str) -> bytes:
-    from ..errors import FileError
-
-    try:
-        if file == "-":
-            return sys.stdin.buffer.read()
-        with open(file, "rb") as f:
-            return f.read()
-    except OSError as e:
-        raise FileError(f"{file}: {e.strerror}\nhint: -f takes the path of a text file") from e

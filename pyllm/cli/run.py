@@ -76,9 +76,20 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="tokens of the whole conversation (default: what the model knows and half of the free memory holds)")
     add_threads(parser)
     add_kv(parser)
+    parser.add_argument("--lora", metavar="FILE[:SCALE]", type=adapter, action="append", default=[],
+                        help="a LoRA adapter (GGUF) beside the model; again for more")
     parser.add_argument("--system", metavar="TEXT", help="system message: how the model shall behave")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's own")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+
+
+def adapter(text: str) -> tuple[str, float]:
+    """argparse type: FILE or FILE:SCALE."""
+    path, is_there, scale = text.rpartition(":")
+    try:
+        return (os.path.expanduser(path), float(scale)) if is_there and path else (os.path.expanduser(text), 1.0)
+    except ValueError:              # the colon is part of the name
+        return os.path.expanduser(text), 1.0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -185,7 +196,8 @@ def load(spec: str | None, args: argparse.Namespace) -> LLM:
         sys.stderr.flush()
     try:
         with progress(name) as show:
-            return LLM(spec and os.path.expanduser(spec), args.ctx, args.threads, args.kv, chat_template=template, progress=show)
+            return LLM(spec and os.path.expanduser(spec), args.ctx, args.threads, args.kv, chat_template=template, adapters=args.lora,
+                       progress=show)
     finally:
         if passing:
             sys.stderr.write("\r\x1b[K")

@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
     d = describe(model_file(args.model))
     facts = {"path": d.path, "name": d.name, "architecture": d.architecture, "n_params": d.n_params, "bytes": d.bytes,
              "quantization": d.quantization, "mix": {kind: {"tensors": n, "bytes": b} for kind, (n, b) in d.mix.items()},
-             "n_ctx_train": d.n_ctx_train, "chat_template": d.has_template, "license": d.license or None, **_plan(d.path, args)}
+             "n_ctx_train": d.n_ctx_train, "chat_template": d.has_template, "license": d.license or None, "receipt": d.receipt or None,
+             **_plan(d.path, args)}
     if args.json:
         print_json(facts)
     else:
@@ -49,6 +50,24 @@ def _plan(path: str, args: argparse.Namespace) -> dict[str, Any]:
                      "total_bytes": plan.total, "available_bytes": memory.available()}}
 
 
+def _receipt(receipt: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the file was made, for people; the list of its tensors is in --json and in `pyllm inspect`."""
+    if not receipt:
+        return []
+    get = {key: str(value) for key, value in receipt.items()}.get
+    recipe = " ".join([str(receipt.get("mix", "-")), *map(str, receipt.get("options", []))])
+    lines = [("quantized by", f"{get('quantized_by')}: {recipe}"), ("from", get("source.name", "-")), ("", get("source.checksum", "-"))]
+    if "imatrix.checksum" in receipt:
+        lines += [("imatrix", f"{get('imatrix.file')} ({get('imatrix.dataset')}, {get('imatrix.chunks_count')} chunks)"),
+                  ("", get("imatrix.checksum", "-"))]
+    if "evaluation.kld" in receipt:
+        f = {key.removeprefix("evaluation."): value for key, value in receipt.items() if isinstance(value, float)}
+        lines += [("evaluated on", f"{get('evaluation.text')} ({get('evaluation.text_checksum')})"),
+                  ("", f"KL divergence {f['kld']:.5f} ± {f['kld_error']:.5f}, 99 %: {f['kld_99']:.4f}, most: {f['kld_max']:.4f}"),
+                  ("", f"same choice {f['same_top']:.2%}, perplexity {f['perplexity']:.4f}, of the source {f['source_perplexity']:.4f}")]
+    return lines
+
+
 def _print(facts: dict[str, Any]) -> None:
     mix = ", ".join(f"{kind} x{m['tensors']} ({size(m['bytes'])})" for kind, m in facts["mix"].items())
     ctx = facts["n_ctx_train"]
@@ -56,7 +75,7 @@ def _print(facts: dict[str, Any]) -> None:
              ("parameters", count(facts["n_params"])), ("size", size(facts["bytes"])),
              ("quantization", f"{facts['quantization'] or '-'}: {mix}" if mix else "no tensors: only a vocabulary"),
              ("context", f"{ctx} tokens" if ctx else "-"), ("template", "yes" if facts["chat_template"] else "no"),
-             ("licence", facts["license"] or "not stated")]
+             ("licence", facts["license"] or "not stated"), *_receipt(facts["receipt"] or {})]
     if facts["runs"]:
         p = facts["plan"]
         fits = styled("fits", "green") if p["total_bytes"] <= p["available_bytes"] else styled("does not fit", "red")

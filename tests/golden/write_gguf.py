@@ -1,4 +1,4 @@
-"""Tiny models for tests: weights that follow from names alone, and their GGUF files through the maps in models/.
+"""Tiny models for tests: weights that follow from names alone, as Hugging Face checkpoints, and as the GGUF files that these become.
 
 A golden is NAME.json (Hugging Face class, config, tensor shapes, token ids) and NAME.npy (the logits that transformers computes for
 them). The weights are not stored: SHAKE-256 of golden and tensor name gives them, the same bits for the tool and for the tests.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm import hf
-from pyllm.models import families
-
 FOLDER = Path(__file__).parent
+DTYPES = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "U8": "u1"}      # of safetensors files, where numpy has the same
 
 
 @dataclass(frozen=True)
@@ -59,27 +58,68 @@ def tensor(golden: str, name: str, shape: list[int]) -> NDArray[np.float32]:
 
 
 def write_gguf(path: Path, weights: Mapping[str, NDArray[np.float32]], config: Mapping[str, Any], hf_class: str) -> None:
-    """An F32 GGUF of a checkpoint with a byte-fallback vocabulary."""
-    arch = families()[hf_class]
-    writer = gguf.GGUFWriter(path, arch.name)
-    for key, value in hf.metadata(config, arch).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(key, value)
-    _add_vocabulary(writer, config["vocab_size"])
-    for name, values in hf.tensors(weights.items(), config, arch):
-        writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    """An F32 GGUF of a checkpoint with a byte-fallback vocabulary, made by the converter."""
+    from pyllm.quantize.convert import convert
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), weights, config, hf_class)
+        convert(folder, path, "F32", n_threads=1)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
-    words = size - 259      # after <unk>, <s>, </s> and the bytes
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *(f"\u2581w{i}" for i in range(words))])
-    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(words)])
-    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * words)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
+# ---- checkpoints ----
+
+def write_checkpoint(folder: Path, weights: Mapping[str, NDArray[Any]], config: Mapping[str, Any], hf_class: str) -> None:
+    folder.mkdir(exist_ok=True)
+    write_safetensors(folder / "model.safetensors", {name: (dtype_of(w), w.shape, w.tobytes()) for name, w in weights.items()})
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [hf_class]}))
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model(config["vocab_size"]))
+
+
+def dtype_of(values: NDArray[Any]) -> str:
+    return next(name for name, code in DTYPES.items() if np.dtype(code) == values.dtype)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+    """tensors: name -> (dtype, shape, data)."""
+    header, at = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
+
+
+def sentencepiece_model(size: int) -> bytes:
+    """A sentencepiece BPE model, a protocol buffer: <unk>, <s>, </s>, all bytes, and words."""
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{b:02X}>", 0.0, 6) for b in range(256)),
+              *((f"\u2581w{i}", -float(i), 1) for i in range(size - 259))]
+    model = b"".join(_message(1, _message(1, text.encode()) + b"\x15" + struct.pack("<f", score) + bytes([3 << 3, kind]))
+                     for text, score, kind in pieces)
+    return model + _message(2, bytes([3 << 3, 2]))
+
+
+def _message(number: int, data: bytes) -> bytes:
+    size = bytes([len(data)]) if len(data) < 128 else bytes([len(data) & 127 | 128, len(data) >> 7])
+    return bytes([number << 3 | 2]) + size + data
+
+
+# ---- adapters ----
+
+RANK, ALPHA = 8, 16
+ADAPTERS = {"one": 1.0, "two": 0.5}     # in force together, with these scales; tests/golden/lora has the logits of the merged models
+
+
+def write_adapter(folder: Path, golden: Golden, adapter: str, dtype: str = "F32", **more: Any) -> None:
+    """A PEFT folder with a LoRA of every linear layer of a golden's blocks. more: further entries of adapter_config.json."""
+    folder.mkdir(exist_ok=True)
+    tensors = {}
+    modules = [name.removesuffix(".weight") for name, shape in golden.shapes.items() if ".layers." in name and len(shape) == 2]
+    for module in modules:
+        n_out, n_in = golden.shapes[f"{module}.weight"]
+        for half, shape in (("A", (RANK, n_in)), ("B", (n_out, RANK))):
+            name = f"base_model.model.{module}.lora_{half}.weight"
+            tensors[name] = (dtype, shape, tensor(f"lora-{adapter}", name, list(shape)).astype(DTYPES[dtype]).tobytes())
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": golden.name, "r": RANK, "lora_alpha": ALPHA,
+              "target_modules": sorted({m.rpartition(".")[2] for m in modules}), "bias": "none", "inference_mode": True}
+    (folder / "adapter_config.json").write_text(json.dumps(config | more))

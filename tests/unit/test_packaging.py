@@ -64,7 +64,7 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
 def copy_sources(to: Path) -> Path:
     """What a checkout holds of the package, without anything that was built in it."""
     built = shutil.ignore_patterns("__pycache__", "_ffi.py", "*.so", "*.dylib", "*.dll")
-    for name in ("csrc", "pyllm", "models"):
+    for name in ("csrc", "pyllm", "models", "quantize"):
         shutil.copytree(ROOT / name, to / name, ignore=built)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
         shutil.copy(ROOT / name, to)
@@ -115,7 +115,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_holds_all_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as tar:
         names = {m.name.partition("/")[2] for m in tar.getmembers() if m.isfile()}
-    wanted = {p.relative_to(ROOT).as_posix() for folder in ("csrc", "pyllm", "models") for p in (ROOT / folder).rglob("*")
+    wanted = {p.relative_to(ROOT).as_posix() for folder in ("csrc", "pyllm", "models", "quantize") for p in (ROOT / folder).rglob("*")
               if p.suffix in (".c", ".h", ".def", ".py", ".typed") and p.name != "_ffi.py"}
     assert {"csrc/kernels/kernels.h", "csrc/ops/ops.def", "csrc/formats/qtypes.def", "models/llama.py"} <= wanted
     made = {n for n in names if n.startswith("pyllm.egg-info/")} | {"PKG-INFO", "setup.cfg"}
@@ -140,7 +140,7 @@ def test_wheel_contents(wheel: Path) -> None:
         info = f"pyllm-{pyllm.__version__}.dist-info"
         metadata = z.read(f"{info}/METADATA").decode()
     modules = {f"pyllm/{p.relative_to(ROOT / 'pyllm').as_posix()}" for p in (ROOT / "pyllm").rglob("*.py")}
-    modules |= {f"pyllm/models/{p.name}" for p in (ROOT / "models").glob("*.py")}
+    modules |= {f"pyllm/{folder}/{p.name}" for folder in ("models", "quantize") for p in (ROOT / folder).glob("*.py")}
     native = {"pyllm/libpyllm.so", "pyllm/_ffi.py", "pyllm/py.typed"}
     assert {n for n in sizes if not n.startswith(info)} == modules | native
     assert sizes["pyllm/libpyllm.so"] < 2 << 20

@@ -1,0 +1,175 @@
+"""A Hugging Face checkpoint as a source of GGUF tensors and metadata. What a family's checkpoints are like is said in models/."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm import build, errors, hf, hparams
+
+from . import modelcard, packed, vocab
+from .fields import Field
+from .folder import open_folder
+from .source import TensorSource
+
+_F32 = 0
+
+
+class Checkpoint:
+    """A folder with config.json, weights and tokenizer files; a Source. Use it as a context manager or call close().
+
+    Everything is checked before the first tensor is read: files, names, hyperparameters, shapes, and that the family's forward pass finds
+    what it needs. name: general.name instead of the checkpoint's own; pre: the pre-tokenizer's name instead of the one that is recognised;
+    vocab_only: no weights are read and none are given. Raises FileError, FormatError, UnsupportedModel, UnsupportedTokenizer.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, name: str | None = None, pre: str | None = None, vocab_only: bool = False) -> None:
+        self._folder = open_folder(path)
+        self.name = self._folder.path.resolve().name
+        self.files = self._folder.files
+        try:
+            where = f"{self._folder.path}/config.json"
+            config = self._folder.json("config.json")
+            if config is None:
+                raise errors.FileError(f"{where} is missing\nhint: give the folder of a complete Hugging Face checkpoint")
+            self.arch = hf.find_family(config, where)
+            self.config = hf.text_config(config, self.arch)
+            self.tensors: list[TensorSource] = [] if vocab_only else self._tensors(where)
+            self.metadata: Mapping[str, Field] = self._metadata(where, name, pre)
+            if not vocab_only:
+                build.build(_Outline(self))         # refuses a checkpoint that could not run
+        except BaseException:
+            self.close()
+            raise
+
+    def checksum(self) -> str:
+        """"sha256:" and the SHA-256 of the weight file; of several, that of their digests in order (in hexadecimal)."""
+        digests = [file.checksum() for file in self._folder.weight_files]
+        return "sha256:" + (digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())
+
+    def close(self) -> None:
+        self._folder.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _tensors(self, where: str) -> list[TensorSource]:
+        weights = packed.weights(self._folder.weights(), self.config, self._folder.path)
+        found: dict[str, TensorSource] = {}
+        for hf_name, weight in weights.items():
+            name = hf.gguf_name(hf_name, self.config, self.arch, str(self._folder.path))
+            if name is None:
+                continue
+            if name in found:
+                raise errors.FormatError(f"{self._folder.path}: two tensors are {name}, one of them {hf_name}\n"
+                                         "hint: the checkpoint is damaged; download it again")
+            if not 1 <= len(weight.shape) <= 2 or not prod(weight.shape):
+                raise errors.FormatError(f"{self._folder.path}: tensor {hf_name} has the shape {list(weight.shape)}, which is no "
+                                         "matrix and no vector\nhint: the checkpoint is damaged; download it again")
+            with checked(where):
+                order = self.arch.row_order(name, weight.shape[0], self.config)
+            found[name] = CheckpointTensor(name, weight, order, self.arch.offset(name))
+        with checked(where):
+            factors = hf.rope_tensors(self.config)
+        for name, values in factors.items():
+            found[name] = Given(name, np.array([values], np.float32))
+        return list(found.values())
+
+    def _metadata(self, where: str, name: str | None, pre: str | None) -> dict[str, Field]:
+        with checked(where):
+            keys = hf.metadata(self.config, self.arch)
+        rows = next((t.dims[1] for t in self.tensors if t.name == "token_embd.weight" and len(t.dims) == 2), None)
+        if rows is None and type(self.config.get("vocab_size")) is int:
+            rows = self.config["vocab_size"]
+        hparams.read(keys, self.arch, where, n_vocab=rows or 0, n_ctx=None)
+        n_params = sum(prod(t.dims) for t in self.tensors)
+        card = modelcard.fields(self._folder, self.config, name, n_params)
+        plain = {"general.architecture": self.arch.name, **card, **({f"{self.arch.name}.vocab_size": rows} if rows else {}), **keys}
+        return {key: Field.of(value) for key, value in plain.items()} | vocab.fields(self._folder, self.config, rows, pre)
+
+
+class checked:
+    """Around what computes with the values of a config.json: an entry that is missing or no number becomes a FormatError."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: object) -> None:
+        if isinstance(e, (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)) and not isinstance(e, errors.Error):
+            what = f"the entry {e} is missing" if isinstance(e, KeyError) else f"an entry has a value that does not fit ({e})"
+            raise errors.FormatError(f"{self._where}: {what}\nhint: the file is damaged or of a variant that is not known") from e
+
+
+class CheckpointTensor:
+    """A weight under its GGUF name, with its rows in GGUF's order."""
+
+    def __init__(self, name: str, weight: packed.Weight, order: NDArray[np.intp] | None, offset: float) -> None:
+        self.name, self.dims, self.cost = name, tuple(reversed(weight.shape)), weight.cost
+        self.type_id = weight.type_id if not offset else -1
+        self._weight, self._order, self._offset = weight, order, np.float32(offset)
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = self._in_order(self._weight.read, begin, end)
+        if self._offset:
+            values += self._offset
+        return values
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        data: NDArray[np.uint8] = self._in_order(self._weight.raw, begin, end)
+        return data
+
+    def _in_order(self, read: Any, begin: int, end: int) -> Any:
+        if self._order is None or begin == end:
+            return read(begin, end)
+        if len(self.dims) == 1:                     # a vector is one row, whose elements are reordered
+            return np.ascontiguousarray(read(0, 1).reshape(self.dims[0], -1)[self._order]).reshape(1, -1)
+        wanted = self._order[begin:end]             # they lie close together: within the heads that begin and end touch
+        first = int(wanted.min())
+        return read(first, int(wanted.max()) + 1)[wanted - first]
+
+
+class Given:
+    """A small tensor that is not read from anywhere: one row of f32."""
+
+    def __init__(self, name: str, values: NDArray[np.float32]) -> None:
+        self.name, self.dims, self.type_id, self.cost = name, (values.shape[1],), _F32, values.nbytes
+        self._values = values
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        return np.array(self._values[begin:end])
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        return self.read(begin, end).view(np.uint8)
+
+
+class _Outline:
+    """What the tape builder needs of a file, of a checkpoint that is still to be written as one."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path = str(checkpoint._folder.path)
+        self.adapters = ()
+        self.kv = {key: field.value for key, field in checkpoint.metadata.items() if not key.startswith("tokenizer.")}
+        self.tensors = {t.name: _Shape(t.dims) for t in checkpoint.tensors}
+        self._given = {t.name: t for t in checkpoint.tensors if isinstance(t, Given)}
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        return self._given[name].read(0, 1)
+
+
+class _Shape:
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+
