@@ -117,21 +117,22 @@ typedef struct codebook {
 /* The values that codes stand for: the integers from low to high, which are value + zero in the file; 16 values in ascending order; or points. */
 typedef struct alphabet {
     float low, high, zero;
-    const float *values, *borders, *codes;      /* [16]; the 15 midpoints; [16] the values' codes in the file. NULL: integers */
+    const float *values, *borders, *codes;      /* [16]; the 15 midpoints and one unused; the values' codes in the file. NULL: integers */
     const codebook *book;
 } alphabet;
 
-/* Steps down a binary tree of borders: the y[i] with borders[i-1] < v <= borders[i]. */
-INLINE fx fx_choose(fx v, const float *borders, const float *y16) {
-    fx t[15], y[16];
-    for (int i = 0; i < 15; i++) t[i] = fx_set1(borders[i]);
-    for (int i = 0; i < 16; i++) y[i] = fx_set1(y16[i]);
-    for (int half = 8; half; half /= 2) {
-        fx pivot = t[half - 1];
-        for (int i = 0; i < half - 1; i++) t[i] = fx_less(pivot, v, t[i + half], t[i]);
-        for (int i = 0; i < half; i++) y[i] = fx_less(pivot, v, y[i + half], y[i]);
+/* y[i] with borders[i-1] < v <= borders[i], i < 16: a search by halves. */
+INLINE fx fx_choose(fx v, const float *borders, const float *y) {
+    fx r;
+    EACH {
+        vi index = vi_set1(0);
+        for (int half = 8; half; half /= 2) {
+            vf border = vf_table(vi_add(index, vi_set1(half - 1)), borders);
+            index = vi_add(index, vi_bits(vf_less(border, v.v[i_], vf_bits(vi_set1(half)), vf_set1(0))));
+        }
+        r.v[i_] = vf_table(index, y);
     }
-    return y[0];
+    return r;
 }
 /* The value nearest to v, and its code in the file. table: whether a->values is set, a constant where this is called. */
 INLINE fx nearest(fx v, const alphabet *a, int table) {

@@ -87,5 +87,9 @@ static inline void vi_store_i8(int8_t *p, vi v) {
     memcpy(p, &four, 4);
 }
 static inline void vf_store_f16(uint16_t *p, vf v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+static inline vf vf_table(vi index, const float *table) {
+    float v[4] = {table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+    return vld1q_f32(v);
+}
 static inline vf vf_less(vf x, vf y, vf a, vf b) { return vbslq_f32(vcltq_f32(x, y), a, b); }
 #endif

@@ -43,6 +43,7 @@ static __attribute__((noinline)) vf vf_fma(vf a, vf b, vf c) { LANES c[l] = fma3
 static inline vf vf_fma1(vf a, const float *x, vf c) { return vf_fma(a, vf_set1(*x), c); }
 static inline vf vf_f16(const void *p) { vf r; LANES r[l] = f16_to_f32(load_u16((const uint8_t *)p + 2 * l)); return r; }
 static __attribute__((noinline)) void vf_store_f16(uint16_t *p, vf v) { LANES p[l] = f32_to_f16(v[l]); }
+static inline vf vf_table(vi index, const float *table) { vf r; LANES r[l] = table[index[l]]; return r; }
 static inline vi vi_i8(const void *p) { vi r; LANES r[l] = ((const int8_t *)p)[l]; return r; }
 static inline void vi_store_i8(int8_t *p, vi v) { LANES p[l] = (int8_t)v[l]; }
 #endif

@@ -79,6 +79,8 @@ static inline void vi_store_i8(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p,
 static inline void vf_store_f16(uint16_t *p, vf v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+/* table[index], 16 floats. */
+static inline vf vf_table(vi index, const float *table) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); }
 /* x < y ? a : b, false for NaN. */
 static inline vf vf_less(vf x, vf y, vf a, vf b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a); }
 #endif
