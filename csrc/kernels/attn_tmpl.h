@@ -81,8 +81,16 @@ static void NAME(kv_store_v_q8_0)(const float *x, int dim, uint8_t *page, int sl
 
 /* ---- scores --------------------------------------------------------------------------------------------------------------------- */
 
+/* Pages lie anywhere in the pool, so no hardware prefetcher finds them: while the scores of a page are computed its values are fetched into L2,
+   and with its values the keys that the next call reads, evenly, as memory has no more to give. fetch_step: lines for each of `parts` parts of a
+   page, 16 binary places. */
+INLINE size_t fetch_step(size_t bytes, size_t parts) { return ((bytes + 63) / 64 * 65536 + parts - 1) / parts; }
+INLINE void fetch(const uint8_t *page, size_t step, size_t i) {
+    for (size_t line = i * step / 65536; line < (i + 1) * step / 65536; line++) __builtin_prefetch(page + line * 64, 0, 2);
+}
+
 /* A tile is n queries by `pages` pages, constants after inlining: enough sums in flight to hide the latency of an fma, few enough for the
-   registers. next: pages to fetch meanwhile; they lie anywhere in the pool, so no hardware prefetcher finds them. */
+   registers. */
 INLINE int pages_of(int n) { return n * NV * 2 > TILE_REGS ? 1 : n * NV * 4 > TILE_REGS ? 2 : 4; }
 
 /* The tile's queries side by side, [dim][n]: one address serves all. */
@@ -93,9 +101,9 @@ INLINE void gather_queries(const attn_args *a, const work *w, int s0, int n) {
     }
 }
 
-INLINE void scores_float(int type, const attn_args *a, const work *w, int n, int pages, const uint8_t *const *page, const uint8_t *const *next,
-                         float *out) {
+INLINE void scores_float(int type, const attn_args *a, const work *w, int n, int pages, int first, float *out) {
     enum { UNROLL = 4 };
+    const uint8_t *const *page = a->k_pages + first, *const *next = a->v_pages + first;
     const float *q = w->qt;
     fx acc[QT][4];
     size_t row = type == KV_F32 ? PAGE * 4 : PAGE * 2;
@@ -106,7 +114,7 @@ INLINE void scores_float(int type, const attn_args *a, const work *w, int n, int
         for (int u = 0; u < UNROLL; u++, q += n) {
             fx k[4];
             for (int p = 0; p < pages; p++) {
-                if (u * row % 64 == 0) __builtin_prefetch(next[p] + at + u * row);
+                if (u * row % 64 == 0) __builtin_prefetch(next[p] + at + u * row, 0, 2);
                 k[p] = type == KV_F32 ? fx_load((const float *)(page[p] + at + u * row)) : fx_f16(page[p] + at + u * row);
             }
 #pragma GCC unroll 8
@@ -117,14 +125,16 @@ INLINE void scores_float(int type, const attn_args *a, const work *w, int n, int
         for (int p = 0; p < pages; p++) fx_store(out + i * CHUNK + p * PAGE, fx_mul(acc[i][p], fx_set1(a->scale)));
 }
 
-INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, int pages, const uint8_t *const *page, const uint8_t *const *next, float *out) {
+INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, int pages, int first, float *out) {
+    const uint8_t *const *page = a->k_pages + first, *const *next = a->v_pages + first;
     int blocks = a->dim / 32;
+    size_t step = fetch_step(kv_page_bytes(KV_Q8_0, a->dim), (size_t)blocks);
     for (int p = 0; p < pages; p++) {
         fx acc[QT];
         for (int i = 0; i < n; i++) acc[i] = fx_set1(0);
         for (int b = 0; b < blocks; b++) {
             const uint8_t *k = page[p] + b * (PAGE * 2 + PAGE * 32);
-            for (int i = 0; i < PAGE * 34; i += 64) __builtin_prefetch(next[p] + b * (PAGE * 2 + PAGE * 32) + i);
+            fetch(next[p], step, (size_t)b);
             EACH {
                 vf d = vf_f16(k + 2 * i_ * ROWS);
                 vi key[8];
@@ -141,12 +151,10 @@ INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, int page
     }
 }
 
-INLINE void scores(int type, const attn_args *a, const work *w, int s0, int n, int pages, int page, int end) {
-    const uint8_t *next[4];
-    for (int p = 0; p < pages; p++) next[p] = a->k_pages[page + pages + p < end ? page + pages + p : page + p];
+INLINE void scores(int type, const attn_args *a, const work *w, int s0, int n, int pages, int page) {
     float *out = w->s + (int64_t)s0 * CHUNK + page * PAGE;
-    if (type == KV_Q8_0) scores_q8(a, w, s0, n, pages, a->k_pages + page, next, out);
-    else scores_float(type, a, w, n, pages, a->k_pages + page, next, out);
+    if (type == KV_Q8_0) scores_q8(a, w, s0, n, pages, page, out);
+    else scores_float(type, a, w, n, pages, page, out);
 }
 
 /* Scores -> probabilities in place; outside of [lo, hi) they become exactly 0. */
@@ -184,17 +192,18 @@ INLINE fx load_value(int type, const attn_args *a, const uint8_t *page, int slot
 /* o[n][spans*16], dim floats apart, goes on over positions [from, to), ascending: one load of V serves all queries. p: probabilities,
    CHUNK floats apart. */
 INLINE void accumulate(int type, const attn_args *a, const float *p, int n, int spans, int d, int from, int to, float *o) {
-    size_t row = (size_t)a->dim * (type == KV_F32 ? 4 : type == KV_F16 ? 2 : 1);
+    size_t step = fetch_step(kv_page_bytes(type, a->dim), (size_t)(PAGE * a->dim / (16 * spans)));
+    int first = d / (16 * spans) * PAGE;        /* part of the page that goes with this pass over the positions */
     fx acc[QT][4];
     if (from >= to) return;
     for (int i = 0; i < n; i++)
         for (int e = 0; e < spans; e++) acc[i][e] = fx_load(o + i * a->dim + 16 * e);
     for (int t = from; t < to;) {
         int end = (t / PAGE + 1) * PAGE < to ? (t / PAGE + 1) * PAGE : to;
-        const uint8_t *page = a->v_pages[t / PAGE], *next = a->v_pages[end < to ? end / PAGE : t / PAGE] + (size_t)(t % PAGE) * row;
-        for (; t < end; t++, next += row) {
+        const uint8_t *page = a->v_pages[t / PAGE], *next = a->next_pages[t / PAGE];
+        for (; t < end; t++) {
             fx v[4];
-            for (size_t i = 0; d == 0 && i < row; i += 64) __builtin_prefetch(next + i);
+            if (next) fetch(next, step, (size_t)(first + t % PAGE));
             for (int e = 0; e < spans; e++) v[e] = load_value(type, a, page, t % PAGE, d + 16 * e);
 #pragma GCC unroll 8
             for (int i = 0; i < n; i++)
@@ -266,8 +275,8 @@ INLINE void tile(int type, const attn_args *a, const work *w, int s0, int n) {
     for (int page = first; page < end;) {
         int whole = page + pages <= end;        /* pages without a NULL among them: what lies between two rows' views may be absent */
         for (int p = 0; whole && p < pages; p++) whole = a->k_pages[page + p] != NULL;
-        if (whole) scores(type, a, w, s0, n, pages, page, end);
-        else if (a->k_pages[page]) scores(type, a, w, s0, n, 1, page, end);
+        if (whole) scores(type, a, w, s0, n, pages, page);
+        else if (a->k_pages[page]) scores(type, a, w, s0, n, 1, page);
         page += whole ? pages : 1;
     }
     for (int i = s0; i < s0 + n; i++) softmax(a, a->lo[i / a->group], a->hi[i / a->group], w->s + (int64_t)i * CHUNK, &a->m[i], &a->l[i]);

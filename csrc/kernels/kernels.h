@@ -69,13 +69,13 @@ typedef void kv_store_fn(const float *x, int dim, uint8_t *page, int slot);
 
 /* One chunk for `rows` query rows of the `group` heads that share a kv head. Query (i, h) is q + i*ldq + h*dim, i < rows, h < group.
    pages[p] covers positions 16p..16p+15 of the chunk; row i sees positions [lo[i], hi[i]) of the chunk, 0 <= lo < hi <= 256. Pages that
-   no row sees may be NULL. Result of (i, h) at index s = i*group + h: m[s], l[s], o[s*dim .. +dim] (unnormalised). rows*group <= 64. */
+   no row sees may be NULL. next_pages: keys that will be wanted next, to be fetched meanwhile and never read; any may be NULL. Result of (i, h) at index s = i*group + h: m[s], l[s], o[s*dim .. +dim] (unnormalised). rows*group <= 64. */
 typedef struct attn_args {
     const float *q;
     int64_t ldq;
     int rows, group, dim;
     float scale, softcap;       /* softcap 0 = off */
-    const uint8_t *const *k_pages, *const *v_pages;
+    const uint8_t *const *k_pages, *const *v_pages, *const *next_pages;     /* [16] each */
     const int16_t *lo, *hi;
     float *m, *l, *o;
     void *scratch;              /* attn_scratch_bytes(dim), 64-byte aligned */

@@ -315,6 +315,7 @@ MATMUL_(bf16, CALL_BF16, (size_t)lda * sizeof(float))
 
 /* ---- activations ------------------------------------------------------------------------------------------------------------- */
 
+#ifndef OWN_QUANTIZE_ACT
 static void NAME(quantize_act)(const float *x, int64_t ldx, int m, int64_t k, int block, act_unit *dst) {
     for (int64_t u = 0; u < (k + 255) / 256; u++)
         for (int c = 0; c < m; c++) {
@@ -331,6 +332,7 @@ static void NAME(quantize_act)(const float *x, int64_t ldx, int m, int64_t k, in
             for (int b = 0; b < 8; b++) a->sum32[b] = (int16_t)(a->sum16[2 * b] + a->sum16[2 * b + 1]);
         }
 }
+#endif
 
 static int64_t NAME(dot_peak)(int64_t rounds, const int8_t *a, uint32_t *sum) {
     vi acc[PEAK_CHAINS], ones[8];

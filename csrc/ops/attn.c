@@ -95,7 +95,7 @@ static int64_t tile_count(const attn_job *j) {
 
 /* States of one chunk for the rows of a tile that see it: rows [*r0, *r0 + count). Returns count. m, l, o are indexed from row *r0. */
 static int chunk_states(const attn_job *j, const tile *t, int64_t chunk, int kv_head, int worker, int *r0, float *m, float *l, float *o) {
-    const uint8_t *k_pages[CHUNK_PAGES] = {0}, *v_pages[CHUNK_PAGES] = {0};
+    const uint8_t *k_pages[CHUNK_PAGES] = {0}, *v_pages[CHUNK_PAGES] = {0}, *next_pages[CHUNK_PAGES] = {0};
     int16_t lo[ATTN_MAX], hi[ATTN_MAX];
     int group = j->heads / j->kv_heads, first = -1, count = 0, low = CHUNK, high = 0;
     int64_t base = chunk * CHUNK;
@@ -110,14 +110,19 @@ static int chunk_states(const attn_job *j, const tile *t, int64_t chunk, int kv_
         if (e > high) high = (int)e;
     }
     if (!count) return 0;
+    const int32_t *table = t->pages[j->layer->group];
+    int64_t next = chunk < t->last ? chunk + 1 : t->first;      /* the items of a worker: chunk after chunk, then the next head */
+    int next_head = chunk < t->last || kv_head + 1 == j->kv_heads ? kv_head : kv_head + 1;
     for (int p = low / PAGE; p * PAGE < high; p++) {
-        k_pages[p] = page_at(j, t->pages[j->layer->group][chunk * CHUNK_PAGES + p], kv_head);
+        k_pages[p] = page_at(j, table[chunk * CHUNK_PAGES + p], kv_head);
         v_pages[p] = k_pages[p] + j->layer->k_bytes;
+        int64_t page = next * CHUNK_PAGES + p;
+        if (page * PAGE < t->pos + t->n && table[page] >= 0) next_pages[p] = page_at(j, table[page], next_head);
     }
     int64_t ld = (int64_t)j->heads * j->dim;
     attn_args a = {.q = j->q + (t->row + first) * ld + (int64_t)kv_head * group * j->dim, .ldq = ld, .rows = count, .group = group,
-                   .dim = j->dim, .scale = j->scale, .softcap = j->softcap, .k_pages = k_pages, .v_pages = v_pages, .lo = lo, .hi = hi,
-                   .m = m, .l = l, .o = o, .scratch = j->c->scratch + (size_t)worker * j->c->scratch_bytes};
+                   .dim = j->dim, .scale = j->scale, .softcap = j->softcap, .k_pages = k_pages, .v_pages = v_pages, .next_pages = next_pages,
+                   .lo = lo, .hi = hi, .m = m, .l = l, .o = o, .scratch = j->c->scratch + (size_t)worker * j->c->scratch_bytes};
     j->c->k->attn_chunk[j->c->kv_type](&a);
     *r0 = first;
     return count;

@@ -127,16 +127,18 @@ static chunk chunk_new(int type, int dim, int view, int q_fill, int kv_fill, flo
 /* The chunk with all that it points at between guards, run; results stay in the returned arguments. */
 static attn_args run_chunk(const chunk *c) {
     attn_args a = c->a;
-    const uint8_t *k[PAGES], *v[PAGES];
+    const uint8_t *k[PAGES], *v[PAGES], *next[PAGES];
     int states = a.rows * a.group;
     size_t bytes = kv_page_bytes(c->type, a.dim);
     for (int p = 0; p < PAGES; p++) {
         k[p] = c->k[p] ? guard_in(c->k[p], bytes) : NULL;
         v[p] = c->v[p] ? guard_in(c->v[p], bytes) : NULL;
+        next[p] = p % 3 ? v[p] : NULL;
     }
     a.q = guard_in(a.q, c->q_bytes);
     a.k_pages = guard_inout(k, sizeof k);
     a.v_pages = guard_inout(v, sizeof v);
+    a.next_pages = guard_inout(next, sizeof next);
     a.lo = guard_in(c->lo, (size_t)a.rows * sizeof *a.lo);
     a.hi = guard_in(c->hi, (size_t)a.rows * sizeof *a.hi);
     a.m = guard_out((size_t)states * sizeof *a.m);

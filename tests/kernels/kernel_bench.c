@@ -115,7 +115,7 @@ static void bench_attention(const kernels *k) {
         for (int s = 0; s < PAGE; s++) k->kv_store_k[type](q, DIM, page, s);
         for (int group = 1; group <= HEADS; group *= 8) {
             attn_args a = {.q = q, .ldq = group * DIM, .rows = 1, .group = group, .dim = DIM, .scale = 0.01f, .k_pages = pages, .v_pages = pages,
-                           .lo = &lo, .hi = &hi, .m = out, .l = out + ATTN_MAX, .o = out + 2 * ATTN_MAX,
+                           .next_pages = pages, .lo = &lo, .hi = &hi, .m = out, .l = out + ATTN_MAX, .o = out + 2 * ATTN_MAX,
                            .scratch = work + (64 - (uintptr_t)work % 64) % 64};
             snprintf(name, sizeof name, "attn_chunk %s 128 x %d", names[type], group);
             LINE(name, k->attn_chunk[type](&a));
