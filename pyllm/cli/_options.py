@@ -28,6 +28,11 @@ def add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", choices=("f16", "f32", "q8_0"), default="f16", help="type of the KV cache (default: f16)")
 
 
+def add_pack_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pack-cache", action="store_true",
+                        help="keep the packed weights on disk and map them the next time: more disk space for a faster start")
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """argparse type: a whole number in [low, high]."""
     def parse(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ._options import add_json, add_kv, add_model, add_threads, model_file, whole
+from ._options import add_json, add_kv, add_model, add_pack_cache, add_threads, model_file, whole
 from ._output import note, print_json
 
 
@@ -16,6 +16,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunks", type=whole(1, 1 << 30), metavar="N", help="only the first N chunks (default: all)")
     add_threads(parser)
     add_kv(parser)
+    add_pack_cache(parser)
     add_json(parser)
 
 
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import LLM, perplexity
 
     text = _read(args.file)
-    with LLM(model_file(args.model), ctx=args.ctx, threads=args.threads, kv=args.kv) as llm:
+    with LLM(model_file(args.model), ctx=args.ctx, threads=args.threads, kv=args.kv, pack_cache=args.pack_cache) as llm:
         n = len(perplexity.split(llm, text, args.ctx)[:args.chunks])
         for result in perplexity.estimates(llm, text, args.ctx, args.chunks):
             note(f"[{result.n_chunks}/{n}] {result.value:.4f}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
-from ._options import add_kv, add_threads, whole
+from ._options import add_kv, add_pack_cache, add_threads, whole
 from ._output import has_colour, note, progress, styled
 from .screen import safe
 
@@ -76,6 +76,7 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="tokens of the whole conversation (default: what the model knows and half of the free memory holds)")
     add_threads(parser)
     add_kv(parser)
+    add_pack_cache(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message: how the model shall behave")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's own")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
@@ -185,7 +186,8 @@ def load(spec: str | None, args: argparse.Namespace) -> LLM:
         sys.stderr.flush()
     try:
         with progress(name) as show:
-            return LLM(spec and os.path.expanduser(spec), args.ctx, args.threads, args.kv, chat_template=template, progress=show)
+            return LLM(spec and os.path.expanduser(spec), args.ctx, args.threads, args.kv, chat_template=template,
+                       pack_cache=args.pack_cache, progress=show)
     finally:
         if passing:
             sys.stderr.write("\r\x1b[K")
