@@ -2,7 +2,9 @@
 
 #include <string.h>
 
-typedef struct field { uint8_t offset, width, count; } field;
+/* `change`: what happens to each 4-byte element besides (to_packed and to_file below). */
+enum { AS_IS, SPREAD_BITS, CROSS_PAIRS };
+typedef struct field { uint8_t offset, width, count, change; } field;
 
 /* Fields of a file block in packed order (4-byte fields first where there are any); count 0 ends the list. */
 static const field layouts[QTYPE_COUNT][5] = {
@@ -11,8 +13,8 @@ static const field layouts[QTYPE_COUNT][5] = {
     [QTYPE_BF16] = {{0, 2, 1}},
     [QTYPE_Q4_0] = {{2, 4, 4}, {0, 2, 1}},                              /* qs, d */
     [QTYPE_Q4_1] = {{4, 4, 4}, {0, 2, 2}},                              /* qs, d and m */
-    [QTYPE_Q5_0] = {{6, 4, 4}, {2, 4, 1}, {0, 2, 1}},                   /* qs, qh, d */
-    [QTYPE_Q5_1] = {{8, 4, 4}, {4, 4, 1}, {0, 2, 2}},                   /* qs, qh, d and m */
+    [QTYPE_Q5_0] = {{6, 4, 4}, {2, 4, 1, SPREAD_BITS}, {0, 2, 1}},      /* qs, qh, d */
+    [QTYPE_Q5_1] = {{8, 4, 4}, {4, 4, 1, SPREAD_BITS}, {0, 2, 2}},      /* qs, qh, d and m */
     [QTYPE_Q8_0] = {{2, 4, 8}, {0, 2, 1}},                              /* qs, d */
     [QTYPE_IQ4_NL] = {{2, 4, 4}, {0, 2, 1}},                            /* qs, d */
     [QTYPE_MXFP4] = {{1, 4, 4}, {0, 1, 1}},                             /* qs, e */
@@ -22,6 +24,11 @@ static const field layouts[QTYPE_COUNT][5] = {
     [QTYPE_Q5_K] = {{48, 4, 32}, {16, 4, 8}, {4, 4, 3}, {0, 2, 2}},     /* qs, qh, scales, d and dmin */
     [QTYPE_Q6_K] = {{0, 4, 32}, {128, 4, 16}, {192, 4, 4}, {208, 2, 1}},/* ql, qh, scales, d */
     [QTYPE_IQ4_XS] = {{8, 4, 32}, {4, 4, 1}, {0, 2, 2}},                /* qs, scales_l, d and scales_h */
+    [QTYPE_TQ1_0] = {{0, 4, 13}, {52, 2, 1}},                           /* qs and qh, d */
+    [QTYPE_TQ2_0] = {{0, 4, 16}, {64, 2, 1}},                           /* qs, d */
+    [QTYPE_NVFP4] = {{4, 4, 8}, {0, 1, 4}},                             /* qs, d */
+    [QTYPE_Q1_0] = {{2, 4, 4, SPREAD_BITS}, {0, 2, 1}},                 /* qs, d */
+    [QTYPE_Q2_0] = {{2, 4, 4, CROSS_PAIRS}, {0, 2, 1}},                 /* qs, d */
 };
 
 size_t pack_column_bytes(uint32_t type) {
@@ -31,11 +38,11 @@ size_t pack_column_bytes(uint32_t type) {
 
 size_t pack_group_bytes(uint32_t type, int64_t k) { return (size_t)(k / qtype_get(type)->elems) * pack_column_bytes(type); }
 
-/* Q5_0 and Q5_1 keep the fifth bit of element e in bit e of a dword. Packed, it is bit e/4 of byte e%4: a shift and a mask then give the fifth
-   bits of four neighbours, as in Q5_K. Both ways for two dwords in one word. */
-static int is_fifth_bits(uint32_t type, const field *f) { return (type == QTYPE_Q5_0 || type == QTYPE_Q5_1) && f->width == 4 && f->count == 1; }
-
 #define BOTH(mask) ((uint64_t)(mask) << 32 | (mask))
+
+/* Changes of elements, two dwords in one word: a shift and a mask then give four neighbours, one a byte. SPREAD_BITS, for bits of element e in bit e
+   (fifth bits of Q5_0 and Q5_1, all of Q1_0): bit e moves to bit e/4 of byte e%4. CROSS_PAIRS, for 2-bit elements four to a byte: element e moves
+   to bits 2*(e/4) of byte e%4, which twice done is undone. */
 
 static uint64_t spread_bits(uint64_t x) {
     uint64_t out = 0;
@@ -48,16 +55,27 @@ static uint64_t spread_bits(uint64_t x) {
     return out;
 }
 
-static uint32_t gather_bits(uint32_t x) {
-    uint32_t out = 0;
+static uint64_t gather_bits(uint64_t x) {
+    uint64_t out = 0;
     for (int b = 0; b < 4; b++) {
-        uint32_t y = x >> 8 * b & 0xffu;
-        y = (y | y << 12) & 0x000f000fu;
-        y = (y | y << 6) & 0x03030303u;
-        out |= ((y | y << 3) & 0x11111111u) << b;
+        uint64_t y = x >> 8 * b & BOTH(0xffu);
+        y = (y | y << 12) & BOTH(0x000f000fu);
+        y = (y | y << 6) & BOTH(0x03030303u);
+        out |= ((y | y << 3) & BOTH(0x11111111u)) << b;
     }
     return out;
 }
+
+static uint64_t cross_pairs(uint64_t x) {
+    uint64_t t = (x ^ x >> 6) & BOTH(0x00cc00ccu);
+    x ^= t ^ t << 6;
+    t = (x ^ x >> 12) & BOTH(0x0000f0f0u);
+    return x ^ t ^ t << 12;
+}
+
+typedef uint64_t change_fn(uint64_t two_dwords);
+static change_fn *const to_packed[] = {[SPREAD_BITS] = spread_bits, [CROSS_PAIRS] = cross_pairs};
+static change_fn *const to_file[] = {[SPREAD_BITS] = gather_bits, [CROSS_PAIRS] = cross_pairs};
 
 static uint64_t load_u64(const uint8_t *p) {
     uint64_t x;
@@ -111,9 +129,6 @@ static void transpose(int width, const uint8_t *const *rows, size_t at, int64_t 
     (width == 4 ? transpose_dwords : width == 2 ? transpose_words : transpose_bytes)(rows, at, count, dst);
 }
 
-static void transpose_fifth_bits(const uint8_t *const *rows, size_t at, uint8_t *dst) {
-    for (int r = 0; r < GROUP; r += 2) store_u64(dst + 4 * r, spread_bits((uint64_t)load_u32(rows[r + 1] + at) << 32 | load_u32(rows[r] + at)));
-}
 
 /* One block column: the blocks at rows[0..15]. */
 static void pack_column(uint32_t type, const uint8_t *const *rows, uint8_t *dst, size_t column) {
@@ -122,9 +137,10 @@ static void pack_column(uint32_t type, const uint8_t *const *rows, uint8_t *dst,
     if (!layouts[type][0].width)
         for (int r = 0; r < GROUP; r++, dst += bytes) memcpy(dst, rows[r], bytes);
     for (const field *f = layouts[type]; f->count; f++) {
-        if (is_fifth_bits(type, f)) transpose_fifth_bits(rows, f->offset, dst);
-        else transpose(f->width, rows, f->offset, f->count, dst);
-        dst += (size_t)f->width * f->count * GROUP;
+        size_t n = (size_t)f->width * f->count * GROUP;
+        transpose(f->width, rows, f->offset, f->count, dst);
+        for (size_t i = 0; f->change && i < n; i += 8) store_u64(dst + i, to_packed[f->change](load_u64(dst + i)));
+        dst += n;
     }
     memset(dst, 0, (size_t)(end - dst));
 }
@@ -153,9 +169,9 @@ void unpack_row(uint32_t type, const uint8_t *group, int r, int64_t k, uint8_t *
         if (!layouts[type][0].width) memcpy(dst, group + (size_t)r * bytes, bytes);
         for (const field *f = layouts[type]; f->count; f++)
             for (int e = 0; e < f->count; e++, src += f->width * GROUP)
-                if (is_fifth_bits(type, f)) {
-                    uint32_t bits = gather_bits(load_u32(src + r * 4));
-                    memcpy(dst + f->offset, &bits, 4);
+                if (f->change) {
+                    uint32_t element = (uint32_t)to_file[f->change](load_u32(src + r * 4));
+                    memcpy(dst + f->offset + e * 4, &element, 4);
                 } else {
                     memcpy(dst + f->offset + e * f->width, src + r * f->width, f->width);
                 }

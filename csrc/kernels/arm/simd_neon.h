@@ -11,6 +11,7 @@ enum { ROWS = 4 };                      /* lanes of a register */
 typedef int32x4_t vi;
 typedef float32x4_t vf;
 
+static inline vi vi_keep(vi v) { __asm__("" : "+w"(v)); return v; }
 static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 static inline void vi_store(void *p, vi v) { vst1q_u8(p, vreinterpretq_u8_s32(v)); }
 static inline vi vi_set1(int32_t x) { return vdupq_n_s32(x); }
@@ -18,6 +19,9 @@ static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 static inline vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
 static inline vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
+static inline vi vi_add_u8(vi a, vi b) { return vreinterpretq_s32_u8(vaddq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
+static inline vi vi_subs_u8(vi a, vi b) { return vreinterpretq_s32_u8(vqsubq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
+static inline vi vi_avg_u8(vi a, vi b) { return vreinterpretq_s32_u8(vrhaddq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
 static inline vi vi_mul(vi a, vi b) { return vmulq_s32(a, b); }
 static inline vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
 static inline int32_t vi_max_lanes(vi a) { return vmaxvq_s32(a); }
@@ -68,6 +72,13 @@ static inline vi vi_from_vf(vf a) { return vcvtq_s32_f32(a); }
 static inline vf vf_bits(vi a) { return vreinterpretq_f32_s32(a); }
 static inline vi vi_bits(vf a) { return vreinterpretq_s32_f32(a); }
 static inline vf vf_f16(const void *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+/* 4-bit exponents and 3-bit mantissas as f16 with that exponent: 2^-7 of the value, subnormals included; 127, which is none, gives 0. */
+static inline vf vf_ue4m3(const void *p) {
+    uint32_t four;
+    memcpy(&four, p, 4);
+    uint16x4_t e = vget_low_u16(vmovl_u8(vcreate_u8(four))), h = vand_u16(vshl_n_u16(e, 7), vdup_n_u16(0x3f80));
+    return vcvt_f32_f16(vreinterpret_f16_u16(vbic_u16(h, vceq_u16(e, vdup_n_u16(127)))));
+}
 static inline vi vi_u16(const void *p) { return vreinterpretq_s32_u32(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p)))); }
 static inline vf vf_bf16(const void *p) { return vf_bits(vi_shl(vi_u16(p), 16)); }
 static inline vi vi_u8(const void *p) {

@@ -9,6 +9,7 @@ enum { ROWS = 8 };                      /* lanes of a register */
 typedef __m256i vi;
 typedef __m256 vf;
 
+static inline vi vi_keep(vi v) { __asm__("" : "+x"(v)); return v; }
 static inline vi vi_load(const void *p) { return _mm256_loadu_si256(p); }
 static inline void vi_store(void *p, vi v) { _mm256_storeu_si256(p, v); }
 static inline vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
@@ -16,6 +17,9 @@ static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 static inline vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+static inline vi vi_add_u8(vi a, vi b) { return _mm256_add_epi8(a, b); }
+static inline vi vi_subs_u8(vi a, vi b) { return _mm256_subs_epu8(a, b); }
+static inline vi vi_avg_u8(vi a, vi b) { return _mm256_avg_epu8(a, b); }
 static inline vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
 static inline vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 static inline int32_t vi_max_lanes(vi a) {
@@ -51,6 +55,11 @@ static inline vi vi_from_vf(vf a) { return _mm256_cvttps_epi32(a); }
 static inline vf vf_bits(vi a) { return _mm256_castsi256_ps(a); }
 static inline vi vi_bits(vf a) { return _mm256_castps_si256(a); }
 static inline vf vf_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+/* 4-bit exponents and 3-bit mantissas as f16 with that exponent: 2^-7 of the value, subnormals included; 127, which is none, gives 0. */
+static inline vf vf_ue4m3(const void *p) {
+    __m128i e = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)p)), h = _mm_and_si128(_mm_slli_epi16(e, 7), _mm_set1_epi16(0x3f80));
+    return _mm256_cvtph_ps(_mm_andnot_si128(_mm_cmpeq_epi16(e, _mm_set1_epi16(127)), h));
+}
 static inline vf vf_bf16(const void *p) { return vf_bits(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16)); }
 static inline vi vi_u16(const void *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline vi vi_u8(const void *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }

@@ -5,11 +5,13 @@
 #include <stdint.h>
 
 #define LEVEL avx512vnni
+#define WIDE_DOT                        /* dot_u is exact for all unsigned bytes */
 enum { ROWS = 16 };                     /* lanes of a register */
 #define COLS 8                          /* activation rows of a register tile, 4 or 8 */
 typedef __m512i vi;                     /* int32 lanes, or their bytes */
 typedef __m512 vf;
 
+static inline vi vi_keep(vi v) { __asm__("" : "+v"(v)); return v; }
 static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 static inline void vi_store(void *p, vi v) { _mm512_storeu_si512(p, v); }
 static inline vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
@@ -17,6 +19,9 @@ static inline vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 static inline vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 static inline vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+static inline vi vi_add_u8(vi a, vi b) { return _mm512_add_epi8(a, b); }
+static inline vi vi_subs_u8(vi a, vi b) { return _mm512_subs_epu8(a, b); }
+static inline vi vi_avg_u8(vi a, vi b) { return _mm512_avg_epu8(a, b); }
 static inline vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
 static inline vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 static inline int32_t vi_max_lanes(vi a) { return _mm512_reduce_max_epi32(a); }
@@ -70,6 +75,11 @@ static inline vi vi_from_vf(vf a) { return _mm512_cvttps_epi32(a); }
 static inline vf vf_bits(vi a) { return _mm512_castsi512_ps(a); }
 static inline vi vi_bits(vf a) { return _mm512_castps_si512(a); }
 static inline vf vf_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+/* 4-bit exponents and 3-bit mantissas as f16 with that exponent: 2^-7 of the value, subnormals included; 127, which is none, gives 0. */
+static inline vf vf_ue4m3(const void *p) {
+    __m256i e = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)), h = _mm256_and_si256(_mm256_slli_epi16(e, 7), _mm256_set1_epi16(0x3f80));
+    return _mm512_maskz_cvtph_ps(_mm256_cmpneq_epi16_mask(e, _mm256_set1_epi16(127)), h);
+}
 static inline vf vf_bf16(const void *p) { return vf_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16)); }
 static inline vi vi_u16(const void *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 static inline vi vi_u8(const void *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }

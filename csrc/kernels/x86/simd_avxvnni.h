@@ -7,6 +7,7 @@
 #include "simd_256.h"
 
 #define LEVEL avxvnni
+#define WIDE_DOT                        /* dot_u is exact for all unsigned bytes */
 #ifdef PYLLM_AVXVNNI_EVEX
 #define VNNI(name) "%{evex%} " name " %2, %1, %0"
 #else
@@ -21,10 +22,13 @@ static inline vi dot_u(vi acc, vi w, const int8_t *a) {
 }
 static inline vi vi_signed(vi w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
 static inline vi dot_s(vi acc, vi w, const int8_t *a) { return dot_u(acc, w, a); }
-/* The same of n vectors. */
+/* The same of n vectors, in two chains: an instruction waits five cycles for the one before it. */
 static inline vi dots_u(vi acc, const vi *w, const int8_t *a, int n) {
-    for (int i = 0; i < n; i++) acc = dot_u(acc, w[i], a + 4 * i);
-    return acc;
+    vi odd = _mm256_setzero_si256();
+    for (int i = 0; i < n; i++)
+        if (i % 2) odd = dot_u(odd, w[i], a + 4 * i);
+        else acc = dot_u(acc, w[i], a + 4 * i);
+    return n > 1 ? _mm256_add_epi32(acc, odd) : acc;
 }
 static inline vi dots_s(vi acc, const vi *w, const int8_t *a, int n) { return dots_u(acc, w, a, n); }
 static inline int32_t signed_start(int32_t sum) { return -128 * sum; }
