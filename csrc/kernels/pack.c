@@ -2,9 +2,10 @@
 
 #include <string.h>
 
-/* `change`: what happens to each 4-byte element besides (to_packed and to_file below). */
-enum { AS_IS, SPREAD_BITS, CROSS_PAIRS };
-typedef struct field { uint8_t offset, width, count, change; } field;
+/* kind: the width of an element, or that of 4-byte elements that are changed besides (to_packed and to_file below). */
+enum { SPREAD_BITS = 5, CROSS_PAIRS = 6 };
+typedef struct field { uint8_t offset, kind, count; } field;
+static int width(const field *f) { return f->kind < 4 ? f->kind : 4; }
 
 /* Fields of a file block in packed order (4-byte fields first where there are any); count 0 ends the list. */
 static const field layouts[QTYPE_COUNT][5] = {
@@ -13,8 +14,8 @@ static const field layouts[QTYPE_COUNT][5] = {
     [QTYPE_BF16] = {{0, 2, 1}},
     [QTYPE_Q4_0] = {{2, 4, 4}, {0, 2, 1}},                              /* qs, d */
     [QTYPE_Q4_1] = {{4, 4, 4}, {0, 2, 2}},                              /* qs, d and m */
-    [QTYPE_Q5_0] = {{6, 4, 4}, {2, 4, 1, SPREAD_BITS}, {0, 2, 1}},      /* qs, qh, d */
-    [QTYPE_Q5_1] = {{8, 4, 4}, {4, 4, 1, SPREAD_BITS}, {0, 2, 2}},      /* qs, qh, d and m */
+    [QTYPE_Q5_0] = {{6, 4, 4}, {2, SPREAD_BITS, 1}, {0, 2, 1}},         /* qs, qh, d */
+    [QTYPE_Q5_1] = {{8, 4, 4}, {4, SPREAD_BITS, 1}, {0, 2, 2}},         /* qs, qh, d and m */
     [QTYPE_Q8_0] = {{2, 4, 8}, {0, 2, 1}},                              /* qs, d */
     [QTYPE_IQ4_NL] = {{2, 4, 4}, {0, 2, 1}},                            /* qs, d */
     [QTYPE_MXFP4] = {{1, 4, 4}, {0, 1, 1}},                             /* qs, e */
@@ -27,13 +28,13 @@ static const field layouts[QTYPE_COUNT][5] = {
     [QTYPE_TQ1_0] = {{0, 4, 13}, {52, 2, 1}},                           /* qs and qh, d */
     [QTYPE_TQ2_0] = {{0, 4, 16}, {64, 2, 1}},                           /* qs, d */
     [QTYPE_NVFP4] = {{4, 4, 8}, {0, 1, 4}},                             /* qs, d */
-    [QTYPE_Q1_0] = {{2, 4, 4, SPREAD_BITS}, {0, 2, 1}},                 /* qs, d */
-    [QTYPE_Q2_0] = {{2, 4, 4, CROSS_PAIRS}, {0, 2, 1}},                 /* qs, d */
+    [QTYPE_Q1_0] = {{2, SPREAD_BITS, 4}, {0, 2, 1}},                    /* qs, d */
+    [QTYPE_Q2_0] = {{2, CROSS_PAIRS, 4}, {0, 2, 1}},                    /* qs, d */
 };
 
 size_t pack_column_bytes(uint32_t type) {
     size_t n = (size_t)qtype_get(type)->bytes * GROUP;
-    return qtype_get(type)->elems == 256 && layouts[type][0].width ? (n + 63) / 64 * 64 : n;
+    return qtype_get(type)->elems == 256 && layouts[type][0].kind ? (n + 63) / 64 * 64 : n;
 }
 
 size_t pack_group_bytes(uint32_t type, int64_t k) { return (size_t)(k / qtype_get(type)->elems) * pack_column_bytes(type); }
@@ -134,12 +135,12 @@ static void transpose(int width, const uint8_t *const *rows, size_t at, int64_t 
 static void pack_column(uint32_t type, const uint8_t *const *rows, uint8_t *dst, size_t column) {
     const uint8_t *end = dst + column;
     size_t bytes = (size_t)qtype_get(type)->bytes;
-    if (!layouts[type][0].width)
+    if (!layouts[type][0].kind)
         for (int r = 0; r < GROUP; r++, dst += bytes) memcpy(dst, rows[r], bytes);
     for (const field *f = layouts[type]; f->count; f++) {
-        size_t n = (size_t)f->width * f->count * GROUP;
-        transpose(f->width, rows, f->offset, f->count, dst);
-        for (size_t i = 0; f->change && i < n; i += 8) store_u64(dst + i, to_packed[f->change](load_u64(dst + i)));
+        size_t n = (size_t)width(f) * f->count * GROUP;
+        transpose(width(f), rows, f->offset, f->count, dst);
+        for (size_t i = 0; f->kind > 4 && i < n; i += 8) store_u64(dst + i, to_packed[f->kind](load_u64(dst + i)));
         dst += n;
     }
     memset(dst, 0, (size_t)(end - dst));
@@ -152,7 +153,7 @@ void pack_group(uint32_t type, const uint8_t *src, size_t row_bytes, int n_rows,
     size_t column = pack_column_bytes(type);
     if (q->elems == 1 && n_rows == GROUP) {     /* all columns are one run of elements */
         for (int r = 0; r < GROUP; r++) rows[r] = src + (size_t)r * row_bytes;
-        transpose(layouts[type][0].width, rows, 0, k, dst);
+        transpose(layouts[type][0].kind, rows, 0, k, dst);
         return;
     }
     for (int64_t b = 0; b < k / q->elems; b++, dst += column) {
@@ -166,14 +167,14 @@ void unpack_row(uint32_t type, const uint8_t *group, int r, int64_t k, uint8_t *
     size_t bytes = (size_t)q->bytes;
     for (int64_t b = 0; b < k / q->elems; b++, dst += bytes, group += pack_column_bytes(type)) {
         const uint8_t *src = group;
-        if (!layouts[type][0].width) memcpy(dst, group + (size_t)r * bytes, bytes);
+        if (!layouts[type][0].kind) memcpy(dst, group + (size_t)r * bytes, bytes);
         for (const field *f = layouts[type]; f->count; f++)
-            for (int e = 0; e < f->count; e++, src += f->width * GROUP)
-                if (f->change) {
-                    uint32_t element = (uint32_t)to_file[f->change](load_u32(src + r * 4));
+            for (int e = 0; e < f->count; e++, src += width(f) * GROUP)
+                if (f->kind > 4) {
+                    uint32_t element = (uint32_t)to_file[f->kind](load_u32(src + r * 4));
                     memcpy(dst + f->offset + e * 4, &element, 4);
                 } else {
-                    memcpy(dst + f->offset + e * f->width, src + r * f->width, f->width);
+                    memcpy(dst + f->offset + e * f->kind, src + r * f->kind, f->kind);
                 }
     }
 }
