@@ -93,6 +93,8 @@ typedef struct format {
     int scale_bytes;
     int parts;                  /* blocks of 32 in one file block, a divisor of 8; 0 as 1 */
     int each16;                 /* blocks of 32: a scale for each 16, not one for the file block */
+    int words, d_at;            /* codebooks: 8-byte words of a block, behind the dwords; which of the 2-byte fields behind them is d */
+    float factor;               /* codebooks: of d, a power of 2 */
     int sub;                    /* super-blocks: elements of a sub-scale, 16 or 32 */
     int near;                   /* super-blocks: prefetch into L1, spread over the sub-blocks */
     void (*scales)(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn);    /* super-blocks; NULL: all sub-scales are 1. sp: the 2-byte fields */
@@ -214,6 +216,13 @@ INLINE void scales_iq4_xs(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) {
         sc[i] = vi_sub(vi_or(vi_and(vi_shr(l, 4 * i), vi_set1(15)), vi_shl(vi_and(vi_shr(h, 2 * i), vi_set1(3)), 4)), vi_set1(32));
 }
 
+/* Products of sub-block s with row x, times its sub-scale or its two. */
+INLINE vi scaled_dots(const format *f, const vi *q, const act_unit *x, int64_t s, const vi *sc) {
+    if (f->sub == 32) return vi_mul(dot32(f, q, x->q + 32 * s, 0, 8, start_of(f, x->sum32[s])), sc[s]);
+    vi lo = dot32(f, q, x->q + 32 * s, 0, 4, start_of(f, x->sum16[2 * s])), hi = dot32(f, q, x->q + 32 * s, 4, 8, start_of(f, x->sum16[2 * s + 1]));
+    return vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1]));
+}
+
 INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
     for (int h = 0; h < GROUP / ROWS; h++) {
         vf sum[COLS];
@@ -233,17 +242,9 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
                     if (!h && f->near) prefetch(p + s * (f->bytes / 8), (size_t)f->bytes / 8, 0);
                     f->load(p, part, i, q);
 #pragma GCC unroll 8
-                    for (int c = 0; c < M; c++) {
-                        const act_unit *x = &a[c];
-                        if (f->sub == 32) {
-                            vi dot = dot32(f, q, x->q + 32 * s, 0, 8, start_of(f, x->sum32[s]));
-                            isum[c] = vi_add(isum[c], f->scales ? vi_mul(dot, sc[s]) : dot);
-                        } else {
-                            vi lo = dot32(f, q, x->q + 32 * s, 0, 4, start_of(f, x->sum16[2 * s]));
-                            vi hi = dot32(f, q, x->q + 32 * s, 4, 8, start_of(f, x->sum16[2 * s + 1]));
-                            isum[c] = vi_add(isum[c], vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1])));
-                        }
-                    }
+                    for (int c = 0; c < M; c++)
+                        isum[c] = vi_add(isum[c], f->scales ? scaled_dots(f, q, &a[c], s, sc)
+                                                            : dot32(f, q, a[c].q + 32 * s, 0, 8, start_of(f, a[c].sum32[s])));
                 }
             }
             vf d = vf_f16(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
@@ -429,6 +430,8 @@ MATMUL(iq4_xs, 256, .load = load_iq4_xs, .run = 1, .dwords = 33, .bytes = 136 * 
 MATMUL(tq1_0, TQ1_0, .run = 8, .dwords = 13, .bytes = 56 * 16)
 MATMUL(tq2_0, 256, .load = load_q2_k, .run = 8, .dwords = 16, .bytes = 68 * 16, .zero = 1, .sub = 32)
 
+#include "matmul_codebook_tmpl.h"
+
 #define CALL_FLOAT(kind, M) tile_float(kind, w, k, a, lda, M, y, ldy)
 #define CALL_F32(type, M) CALL_FLOAT(KIND_F32, M)
 #define CALL_F16(type, M) CALL_FLOAT(KIND_F16, M)
@@ -481,6 +484,7 @@ void NAME(init_matmul)(kernels *k) {
 #define SET(TYPE, type) KERNEL_LEVEL(k, matmul[QTYPE_##TYPE], "matmul_" #type, matmul_##type);
     SET(F32, f32) SET(F16, f16) SET(BF16, bf16) SET(Q4_0, q4_0) SET(Q4_1, q4_1) SET(Q5_0, q5_0) SET(Q5_1, q5_1) SET(Q8_0, q8_0)
     SET(Q2_K, q2_k) SET(Q3_K, q3_k) SET(Q4_K, q4_k) SET(Q5_K, q5_k) SET(Q6_K, q6_k) SET(IQ4_NL, iq4_nl) SET(IQ4_XS, iq4_xs) SET(MXFP4, mxfp4)
+    SET(IQ1_S, iq1_s) SET(IQ1_M, iq1_m) SET(IQ2_XXS, iq2_xxs) SET(IQ2_XS, iq2_xs) SET(IQ2_S, iq2_s) SET(IQ3_XXS, iq3_xxs) SET(IQ3_S, iq3_s)
     SET(TQ1_0, tq1_0) SET(TQ2_0, tq2_0) SET(NVFP4, nvfp4) SET(Q1_0, q1_0) SET(Q2_0, q2_0)
 #undef SET
 }

@@ -34,7 +34,7 @@ static const field layouts[QTYPE_COUNT][5] = {
 
 size_t pack_column_bytes(uint32_t type) {
     size_t n = (size_t)qtype_get(type)->bytes * GROUP;
-    return qtype_get(type)->elems == 256 && layouts[type][0].kind ? (n + 63) / 64 * 64 : n;
+    return qtype_get(type)->elems == 256 ? (n + 63) / 64 * 64 : n;
 }
 
 size_t pack_group_bytes(uint32_t type, int64_t k) { return (size_t)(k / qtype_get(type)->elems) * pack_column_bytes(type); }
@@ -130,13 +130,13 @@ static void transpose(int width, const uint8_t *const *rows, size_t at, int64_t 
     (width == 4 ? transpose_dwords : width == 2 ? transpose_words : transpose_bytes)(rows, at, count, dst);
 }
 
-
 /* One block column: the blocks at rows[0..15]. */
 static void pack_column(uint32_t type, const uint8_t *const *rows, uint8_t *dst, size_t column) {
     const uint8_t *end = dst + column;
-    size_t bytes = (size_t)qtype_get(type)->bytes;
-    if (!layouts[type][0].kind)
-        for (int r = 0; r < GROUP; r++, dst += bytes) memcpy(dst, rows[r], bytes);
+    if (is_codebook(type)) {
+        pack_codebook(type, rows, dst);
+        dst += (size_t)qtype_get(type)->bytes * GROUP;
+    }
     for (const field *f = layouts[type]; f->count; f++) {
         size_t n = (size_t)width(f) * f->count * GROUP;
         transpose(width(f), rows, f->offset, f->count, dst);
@@ -167,7 +167,7 @@ void unpack_row(uint32_t type, const uint8_t *group, int r, int64_t k, uint8_t *
     size_t bytes = (size_t)q->bytes;
     for (int64_t b = 0; b < k / q->elems; b++, dst += bytes, group += pack_column_bytes(type)) {
         const uint8_t *src = group;
-        if (!layouts[type][0].kind) memcpy(dst, group + (size_t)r * bytes, bytes);
+        if (is_codebook(type)) unpack_codebook(type, group, r, dst);
         for (const field *f = layouts[type]; f->count; f++)
             for (int e = 0; e < f->count; e++, src += width(f) * GROUP)
                 if (f->kind > 4) {

@@ -50,12 +50,6 @@ def test_every_kernel_equals_the_reference(run: str) -> None:
     assert passed(out) > 10000 * len(levels)
 
 
-# Types with kernels of their own on every level above ref, and those that always run the reference's.
-FAST = {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
-        "tq1_0", "tq2_0", "nvfp4", "q1_0", "q2_0"}
-SLOW = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"}
-
-
 def test_levels_are_what_the_cpu_has() -> None:
     """A level that got lost would otherwise just not be tested."""
     levels = ffi.string(lib.pyllm_cpu_levels()).decode().split()
@@ -71,8 +65,8 @@ def test_every_level_has_its_own_kernels() -> None:
         while (name := lib.pyllm_kernel_name(level.encode(), len(names))) != ffi.NULL:
             names.append(ffi.string(name).decode())
         foreign = {name.split("=")[0] for name in names if not name.endswith("_" + level)}
-        assert {f"matmul_{t}=matmul_{t}_{level}" for t in FAST} <= set(names)
-        assert foreign <= {f"matmul_{t}" for t in SLOW} | {"angles"}
+        assert len([name for name in names if name.startswith("matmul_")]) == 28
+        assert foreign <= {"angles"}
 
 
 # ---- AVX-VNNI: the files that were run as evex, and what the library is built of ----

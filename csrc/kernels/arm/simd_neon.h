@@ -17,6 +17,7 @@ static inline void vi_store(void *p, vi v) { vst1q_u8(p, vreinterpretq_u8_s32(v)
 static inline vi vi_set1(int32_t x) { return vdupq_n_s32(x); }
 static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 static inline vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 static inline vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
 static inline vi vi_add_u8(vi a, vi b) { return vreinterpretq_s32_u8(vaddq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
@@ -54,6 +55,40 @@ static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {
     memcpy(&two, a, 4);
     int16x8_t x = vreinterpretq_s16_s32(vdupq_n_s32(two)), y = vreinterpretq_s16_s32(w);
     return vaddq_s32(acc, vpaddq_s32(vmull_s16(vget_low_s16(y), vget_low_s16(x)), vmull_high_s16(y, x)));
+}
+
+/* Bytes of ones where bits are set: bit 4r+j is that of byte j of lane r. vi_negate: -v there, in what vi_signed makes of v, too. */
+static inline vi vi_from_bits(const void *p) {
+    const uint8_t *b = p;
+    uint8x16_t v = vcombine_u8(vdup_n_u8(b[0]), vdup_n_u8(b[1])), bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
+    return vreinterpretq_s32_u8(vtstq_u8(v, bit));
+}
+static inline vi vi_negate(vi v, const void *bits) {
+    int8x16_t m = vreinterpretq_s8_s32(vi_from_bits(bits));
+    return vreinterpretq_s32_s8(vsubq_s8(veorq_s8(vreinterpretq_s8_s32(v), m), m));
+}
+/* ROWS numbers of 4 bits. */
+static inline vi vi_nibbles(const void *p) {
+    uint16_t four;
+    memcpy(&four, p, 2);
+    const int32_t shifts[4] = {0, -4, -8, -12};
+    return vandq_s32(vshlq_s32(vdupq_n_s32(four), vld1q_s32(shifts)), vdupq_n_s32(15));
+}
+/* The bytes of every 4 lanes by turns: those of the first 2 lanes, and of the last. */
+static inline vi vi_zip_low(vi a, vi b) { return vreinterpretq_s32_u8(vzip1q_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
+static inline vi vi_zip_high(vi a, vi b) { return vreinterpretq_s32_u8(vzip2q_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
+/* Entries of a table, one a lane; of 8 bytes: the first and the last 4. */
+static inline void vi_table8(const uint64_t *table, const unsigned *index, vi *low, vi *high) {
+    int32x4_t a = vreinterpretq_s32_u64(vcombine_u64(vld1_u64(table + index[0]), vld1_u64(table + index[1])));
+    int32x4_t b = vreinterpretq_s32_u64(vcombine_u64(vld1_u64(table + index[2]), vld1_u64(table + index[3])));
+    *low = vuzp1q_s32(a, b);
+    *high = vuzp2q_s32(a, b);
+}
+static inline vi vi_table4(const uint32_t *table, const unsigned *index) {
+    uint32x4_t v = vld1q_dup_u32(table + index[0]);
+    v = vld1q_lane_u32(table + index[1], v, 1);
+    v = vld1q_lane_u32(table + index[2], v, 2);
+    return vreinterpretq_s32_u32(vld1q_lane_u32(table + index[3], v, 3));
 }
 
 static inline vf vf_load(const float *p) { return vld1q_f32(p); }

@@ -15,6 +15,7 @@ static inline void vi_store(void *p, vi v) { _mm256_storeu_si256(p, v); }
 static inline vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
 static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 static inline vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+static inline vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 static inline vi vi_add_u8(vi a, vi b) { return _mm256_add_epi8(a, b); }
@@ -37,6 +38,45 @@ static inline vi vi_shr(vi a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si
 static inline vi vi_sra(vi a, int n) { return _mm256_sra_epi32(a, _mm_cvtsi32_si128(n)); }
 static inline vi vi_lookup(vi index, const int8_t *table) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), index);
+}
+
+/* Bytes of ones where bits are set: bit 4r+j is that of byte j of lane r. vi_negate: -v there, in what vi_signed makes of v, too. */
+static inline vi vi_from_bits(const void *p) {
+    const vi byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const vi bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    vi v = _mm256_shuffle_epi8(_mm256_set1_epi32(*(const int32_t *)p), byte);
+    return _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit);
+}
+static inline vi vi_negate(vi v, const void *bits) {
+    vi m = vi_from_bits(bits);
+    return _mm256_sub_epi8(_mm256_xor_si256(v, m), m);
+}
+/* ROWS numbers of 4 bits. */
+static inline vi vi_nibbles(const void *p) {
+    vi v = _mm256_srlv_epi32(_mm256_set1_epi32(*(const int32_t *)p), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    return _mm256_and_si256(v, _mm256_set1_epi32(15));
+}
+/* The bytes of every 4 lanes by turns: those of the first 2 lanes, and of the last. */
+static inline vi vi_zip_low(vi a, vi b) { return _mm256_unpacklo_epi8(a, b); }
+static inline vi vi_zip_high(vi a, vi b) { return _mm256_unpackhi_epi8(a, b); }
+/* Entries of a table, one a lane; of 8 bytes: the first and the last 4. */
+static inline __m128i two_entries(const uint64_t *table, unsigned a, unsigned b) {
+    return _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(table + a))), (const __m64 *)(table + b)));
+}
+static inline void vi_table8(const uint64_t *table, const unsigned *index, vi *low, vi *high) {
+    vi a = _mm256_set_m128i(two_entries(table, index[4], index[5]), two_entries(table, index[0], index[1]));
+    vi b = _mm256_set_m128i(two_entries(table, index[6], index[7]), two_entries(table, index[2], index[3]));
+    *low = _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88));
+    *high = _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0xdd));
+}
+static inline __m128i four_entries(const uint32_t *table, const unsigned *index) {
+    __m128i v = _mm_cvtsi32_si128((int)table[index[0]]);
+    v = _mm_insert_epi32(v, (int)table[index[1]], 1);
+    v = _mm_insert_epi32(v, (int)table[index[2]], 2);
+    return _mm_insert_epi32(v, (int)table[index[3]], 3);
+}
+static inline vi vi_table4(const uint32_t *table, const unsigned *index) {
+    return _mm256_set_m128i(four_entries(table, index + 4), four_entries(table, index));
 }
 
 static inline vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
