@@ -33,10 +33,13 @@ CFLAGS = ["-std=gnu11", "-O3", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "
 # A level's flags, by the suffix of a file's name. -fno-trapping-math changes no result; it lets compares and selects be vectorised.
 LEVELS = {
     "avx2": ("x86_64", ["-mavx2", "-mfma", "-mf16c"]),
+    "avxvnni": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
     "avx512vnni": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni",
                               "-mprefer-vector-width=512"]),
     "neon": ("aarch64", []),
 }
+# What a level asks of the assembler: gcc may know the flag and call an assembler (before binutils 2.36) that does not know the instruction.
+PROBES = {"avxvnni": '__asm__("{vex} vpdpbusd %ymm0, %ymm0, %ymm0");\n'}
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -98,11 +101,11 @@ class BuildLibrary(build_ext):
         self.levels: dict[str, list[str]] = {}
         probe = Path(self.build_temp) / "probe.c"
         probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("int probe;\n")
         missing = []
         for name, (arch, flags) in LEVELS.items():
             if arch != self.arch:
                 continue
+            probe.write_text("int probe;\n" + PROBES.get(name, ""))
             if run([*self.cc, *flags, "-c", str(probe), "-o", str(probe.with_suffix(".o"))]).returncode == 0:
                 self.levels[name] = flags
             else:

@@ -6,6 +6,7 @@
 #include "base/math.h"
 #include "base/threads.h"
 #include "engine/engine.h"
+#include "engine/pack_cache.h"
 #include "engine/peak.h"
 #include "engine/sampler.h"
 #include "formats/formats.h"
@@ -120,14 +121,23 @@ int pyllm_token_is_end(const pyllm_tokenizer *t, int32_t id) { return token_is_e
 
 /* ---- model and engine ---- */
 
-int pyllm_model_load(const pyllm_gguf *g, const char *tape, int64_t tape_len, const char *level, int n_threads,
+int pyllm_model_load(const pyllm_gguf *g, const char *tape, int64_t tape_len, const char *level, const char *pack, int n_threads,
                      const volatile int32_t *cancel, pyllm_model **out, pyllm_error *err) {
     NEED(g && tape && tape_len >= 0 && out, "model_load: file, tape and out must not be NULL");
-    COMPUTE(int, model_load(g, tape, tape_len, level, n_threads, cancel, out, err));
+    COMPUTE(int, model_load(g, tape, tape_len, level, pack, n_threads, cancel, out, err));
 }
 void pyllm_model_free(pyllm_model *m) { model_free(m); }
-int pyllm_model_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, int64_t *weight_bytes, pyllm_error *err) {
-    COMPUTE(int, model_plan(g, tape, tape_len, weight_bytes, err));
+int pyllm_model_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, int64_t *weight_bytes, uint64_t *key, pyllm_error *err) {
+    COMPUTE(int, model_plan(g, tape, tape_len, weight_bytes, key, err));
+}
+int pyllm_model_store(const pyllm_model *m, const pyllm_gguf *g, const char *pack, int n_threads, const volatile int32_t *cancel,
+                      pyllm_error *err) {
+    NEED(m && g && pack, "model_store: model, file and path must not be NULL");
+    return pack_store(m, g, pack, n_threads, cancel, err);
+}
+int pyllm_pack_info(const char *path, pyllm_pack *out, pyllm_error *err) {
+    NEED(path && out, "pack_info: path and out must not be NULL");
+    return pack_info(path, out, err);
 }
 int64_t pyllm_model_weight_bytes(const pyllm_model *m) { return (int64_t)m->memory_bytes; }
 int32_t pyllm_model_n_vocab(const pyllm_model *m) { return (int32_t)m->t.n_vocab; }

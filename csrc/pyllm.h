@@ -152,12 +152,26 @@ typedef struct pyllm_model pyllm_model;
 
 /* Loads the weights that the tape (text, see docs/tape.md) names, packs them for the CPU level in force with n_threads
    threads, and checks every shape. level: NULL = PYLLM_CPU or the best. cancel may be NULL. The file may be closed afterwards unless
-   the tape reads an embedding that is not also an output matrix: the model keeps its own descriptor. */
-int pyllm_model_load(const pyllm_gguf *g, const char *tape, int64_t tape_len, const char *level, int n_threads,
+   the tape reads an embedding that is not also an output matrix: the model keeps its own descriptor.
+   pack: NULL, or a file that pyllm_model_store has written, which is mapped instead. PYLLM_ERR_IO: it cannot be read; PYLLM_ERR_STATE: it
+   is damaged, or not of this model as it is now. Should somebody change that file while the model lives, steps fail with PYLLM_ERR_IO. */
+int pyllm_model_load(const pyllm_gguf *g, const char *tape, int64_t tape_len, const char *level, const char *pack, int n_threads,
                      const volatile int32_t *cancel, pyllm_model **out, pyllm_error *err);
 void pyllm_model_free(pyllm_model *m);
-/* Bytes of packed weights that loading this tape would take, without loading. */
-int pyllm_model_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, int64_t *weight_bytes, pyllm_error *err);
+/* Bytes of packed weights that loading this tape would take, without loading. *key: a name for them; tapes of one file that read the same weights
+   share it. */
+int pyllm_model_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, int64_t *weight_bytes, uint64_t *key, pyllm_error *err);
+/* Writes the packed weights of a model that was loaded from g to a file. In its place there is always the old file or the new one, whole.
+   While it is written there is a locked (flock) file with the same beginning that ends in .tmp. PYLLM_ERR_STATE: the model's file was
+   changed meanwhile, or moments before it was opened. */
+int pyllm_model_store(const pyllm_model *m, const pyllm_gguf *g, const char *pack, int n_threads, const volatile int32_t *cancel,
+                      pyllm_error *err);
+/* What a file of packed weights says of itself. */
+typedef struct pyllm_pack {
+    int64_t bytes;              /* of the weights */
+    char model[4096];           /* path of the model's (first) file, without symbolic links */
+} pyllm_pack;
+int pyllm_pack_info(const char *path, pyllm_pack *out, pyllm_error *err);
 int64_t pyllm_model_weight_bytes(const pyllm_model *m);
 int32_t pyllm_model_n_vocab(const pyllm_model *m);
 int32_t pyllm_model_n_steps(const pyllm_model *m);

@@ -6,12 +6,13 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import errors
+from . import errors, weights
 from ._core import check, ffi, lib, new_error
 from .gguf import GGUF
 
@@ -22,18 +23,23 @@ MAX_LOGITS = 64
 
 
 class Engine:
-    """A loaded model with its KV cache. path: GGUF file; tape: text of docs/tape.md; n_positions: KV room in tokens."""
+    """A loaded model with its KV cache. gguf: handle of an open file; tape: text of docs/tape.md; n_positions: KV room in tokens.
+    pack: where packed weights are kept (pack_cache.entry_path); pack_state is then what came of it. cancel: a flag (int32_t *) that
+    ends the load too."""
 
-    def __init__(self, gguf: Any, tape: str, *, threads: int, kv: str, n_positions: int, level: str | None) -> None:
+    def __init__(self, gguf: Any, tape: str, *, threads: int, kv: str, n_positions: int, level: str | None, pack: Path | None = None,
+                 cancel: Any = None) -> None:
         self.tape = tape
-        self._text = tape.encode()
-        err = new_error()
+        text, err = tape.encode(), new_error()
         self._model = self._engine = ffi.NULL
-        self._cancel = ffi.new("int32_t *")
-        out = ffi.new("pyllm_model **")
-        name = ffi.NULL if level is None else level_name(level)
-        check(lib.pyllm_model_load(gguf, self._text, len(self._text), name, threads, self._cancel, out, err), err)
-        self._model = out[0]
+        self._cancel = ffi.new("int32_t *") if cancel is None else cancel
+        self.pack_state: str | None = None
+        if pack is None:
+            self._model = weights.load(gguf, text, level, threads, self._cancel)
+        else:
+            from . import pack_cache
+
+            self._model, self.pack_state = pack_cache.load(gguf, text, level, threads, self._cancel, pack)
         self.params = engine_params(threads, kv, n_positions)
         made = ffi.new("pyllm_engine **")
         try:
@@ -149,13 +155,6 @@ class Engine:
         return names
 
 
-def level_name(level: Any) -> bytes:
-    if isinstance(level, str) and level.isascii() and level.isalnum():
-        return level.encode()
-    raise errors.ArgumentError(f"CPU level {reprlib.repr(level)} does not exist\n"
-                               f"hint: available: {ffi.string(lib.pyllm_cpu_levels()).decode()}")
-
-
 def engine_params(threads: int, kv: str, n_positions: int) -> Any:
     if not isinstance(kv, str) or kv not in KV_TYPES:
         raise errors.ArgumentError(f"kv type {reprlib.repr(kv)} does not exist\nhint: one of {', '.join(KV_TYPES)}")
@@ -170,7 +169,7 @@ def plan_bytes(gguf: GGUF, tape: str, threads: int, kv: str, n_positions: int) -
     weights, cache, act = ffi.new("int64_t *"), ffi.new("int64_t *"), ffi.new("int64_t *")
     params = engine_params(threads, kv, n_positions)
     try:
-        check(lib.pyllm_model_plan(gguf.handle, text, len(text), weights, err), err)
+        check(lib.pyllm_model_plan(gguf.handle, text, len(text), weights, ffi.new("uint64_t *"), err), err)
         check(lib.pyllm_engine_plan(gguf.handle, text, len(text), params, cache, act, err), err)
     except (errors.FormatError, errors.UnsupportedModel) as e:
         hint = e.hint or "the file is damaged, or a variant that its architecture's description does not cover"

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from math import prod
 from numbers import Integral
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +37,8 @@ from .thinking import ReasoningSplitter
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .chat import ChatTemplate
 
 T = TypeVar("T")
@@ -55,7 +58,8 @@ class LLM:
     spec: a GGUF file, a name of the catalogue, of LM Studio or Ollama, `user/repo[:QUANT]`, or None for the demo model. ctx: tokens of one
     conversation; None: what the model was trained for, or what fits in half of the free memory, whichever is less. threads: None = physical
     cores. kv: type of the KV cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
-    instead of the file's. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale).
+    instead of the file's. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale). pack_cache: keep the
+    packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the time; not with adapters.
 
     Every method may be called from any thread; calls share the engine's steps and get the same results as alone. Raises ModelNotFound,
     FormatError, UnsupportedModel, UnsupportedTokenizer, OutOfMemory (nothing is taken when the model does not fit). Use it as a context
@@ -63,7 +67,7 @@ class LLM:
     """
 
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
-                 level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (),
+                 level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (), pack_cache: bool = False,
                  progress: Callable[[int, int], None] | None = None) -> None:
         self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
         if chat_template is not None and not isinstance(chat_template, str):
@@ -74,12 +78,15 @@ class LLM:
         self._template: ChatTemplate | None = None
         self._adapters = _adapter_specs(adapters)
         with self._open() as gguf:
-            self.tokenizer = Tokenizer(gguf)
             self.threads: int = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
             self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv)
+            pack = _pack_path(gguf, tape) if pack_cache and not self._adapters else None
+            self.tokenizer, self._engine = _both(
+                lambda: Tokenizer(gguf),
+                lambda cancel: Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level, pack=pack,
+                                      cancel=cancel))
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
-            self._n_params = sum(int(np.prod(t.shape)) for name, t in gguf.tensors.items() if ".lora_" not in name)
-            self._engine = Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level)
+            self._n_params = sum(prod(t.shape) for name, t in gguf.tensors.items() if ".lora_" not in name)
             self._n_ctx_train = _trained_ctx(tape)
         self.kv, self.plan_bytes = kv, plan
         self.level = ffi.string(lib.pyllm_cpu_level()).decode() if level is None else level
@@ -93,7 +100,7 @@ class LLM:
             self._driver = Driver(self._engine, lambda: (method := evict()) is not None and method())
         except RuntimeError as e:
             self._engine.close()
-            raise errors.OutOfMemory(f"no thread for {self.path}: {e}\nhint: end other programs, or raise the limit (ulimit -u)") from None
+            raise _no_thread(e) from None
         _open_models.add(self)
         self.load_s = time.perf_counter() - started
 
@@ -199,13 +206,16 @@ class LLM:
 
     @property
     def info(self) -> dict[str, Any]:
-        """arch, name, n_params, n_ctx_train, ctx, n_vocab, level, threads, kv, path, file_bytes, weight_bytes, kv_bytes, load_s."""
+        """arch, name, n_params, n_ctx_train, ctx, n_vocab, level, threads, kv, path, file_bytes, weight_bytes, kv_bytes, pack_cache,
+        load_s.
+
+        pack_cache: "mapped", "stored" or, if neither could be done, "failed"; None without pack_cache=True."""
         meta = self._metadata
         return {"arch": meta.get("general.architecture"), "name": _valid_text(meta.get("general.name")) or None, "n_params": self._n_params,
                 "n_ctx_train": self._n_ctx_train, "ctx": self.ctx, "n_vocab": self._engine.n_vocab, "level": self.level,
                 "threads": self.threads, "kv": self.kv, "path": str(self.path), "file_bytes": os.path.getsize(self.path) if
                 os.path.exists(self.path) else None, "weight_bytes": self._engine.weight_bytes, "kv_bytes": self.plan_bytes.kv,
-                "load_s": self.load_s}
+                "pack_cache": self._engine.pack_state, "load_s": self.load_s}
 
     def kernels(self) -> list[str]:
         """"slot=symbol" of the kernels that this model's steps call."""
@@ -400,14 +410,54 @@ def _close_all() -> None:
         llm.close()
 
 
+def _both(make_tokenizer: Callable[[], Tokenizer], make_engine: Callable[[Any], Engine]) -> tuple[Tokenizer, Engine]:
+    """Both at once, the engine on a thread of its own, so that Ctrl-C is heard. It is given a flag that ends its load."""
+    cancel, ended = ffi.new("int32_t *"), threading.Event()
+    made: list[Engine] = []
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            made.append(make_engine(cancel))
+        except BaseException as e:
+            failed.append(e)
+        finally:
+            ended.set()
+
+    try:
+        threading.Thread(target=load, name="pyllm-load", daemon=True).start()
+    except RuntimeError as e:
+        raise _no_thread(e) from None
+    try:
+        tokenizer = make_tokenizer()
+        ended.wait()
+    except BaseException:
+        lib.pyllm_cancel_set(cancel, 1)
+        ended.wait()
+        for engine in made:
+            engine.close()
+        raise
+    if failed:
+        raise failed[0]
+    return tokenizer, made[0]
+
+
+def _pack_path(gguf: GGUF, tape: str) -> Path:
+    from .pack_cache import entry_path
+
+    return entry_path(gguf, tape)
+
+
+def _no_thread(e: RuntimeError) -> errors.OutOfMemory:
+    return errors.OutOfMemory(f"no thread can be had: {e}\nhint: end other programs, or raise the limit (ulimit -u)")
+
+
 def _resolve(spec: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None) -> str:
+    path = None if spec is None else file_path(spec)
+    if path is not None and (os.path.isfile(path) or (os.path.dirname(path) and os.path.exists(path))):
+        return path                         # what is no file says so when it is opened
     from .catalogue import resolve
 
-    if spec is None:
-        return os.fspath(resolve(None, progress=progress))
-    path = file_path(spec)
-    if os.path.isfile(path) or (os.path.dirname(path) and os.path.exists(path)):    # what is no file says so when it is opened
-        return path
     return os.fspath(resolve(path, progress=progress))
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds tests/kernels/kernel_*.c with the kernels and runs it: on this machine, as a Haswell (AVX2 only) and as an ARM Cortex-A53.
-#   tools/kernel_test.sh [native] [haswell] [aarch64] [-- arguments of the test]       default: all three
+# Builds tests/kernels/kernel_*.c with the kernels and runs it: on this machine, as a Haswell (AVX2 only) and as an ARM Cortex-A53. evex: on this
+# machine, which needs AVX512-VNNI, with level avxvnni in AVX-512's encoding of the same instructions (csrc/kernels/x86/simd_avxvnni.h).
+#   tools/kernel_test.sh [native] [evex] [haswell] [aarch64] [-- arguments of the test]       default: all but evex
 # CC is the native compiler. Exit status: 0 passed, 1 failed, 2 something is not installed.
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,6 +10,7 @@ trap 'rm -rf "$dir"' EXIT
 # As in setup.py, and a file's flags by its suffix.
 flags="-std=gnu11 -O3 -g -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-strict-aliasing"
 avx2="-mavx2 -mfma -mf16c"
+avxvnni="$avx2 -mavxvnni"
 avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
 
 need() {        # command, Debian package
@@ -17,17 +19,20 @@ need() {        # command, Debian package
 
 build() {       # compiler, target architecture, name
     mkdir "$dir/$3"
+    define=
+    [ "$3" = evex ] && define=-DPYLLM_AVXVNNI_EVEX avxvnni=$avx2
     for src in csrc/base/*.c csrc/formats/*.c csrc/kernels/*.c csrc/kernels/*/*.c tests/kernels/kernel_*.c; do
         case "$2:$src" in
             *:csrc/formats/gguf.c) continue ;;
             *:tests/*) extra=-O1 ;;         # GCC 12 for aarch64 dies of vectorizing sums in double
             x86_64:*_avx2.c) extra=$avx2 ;;
+            x86_64:*_avxvnni.c) extra=$avxvnni ;;
             x86_64:*_avx512vnni.c) extra=$avx512vnni ;;
             aarch64:*_neon.c) extra= ;;
-            *_avx2.c | *_avx512vnni.c | *_neon.c) continue ;;
+            *_avx2.c | *_avxvnni.c | *_avx512vnni.c | *_neon.c) continue ;;
             *) extra= ;;
         esac
-        echo "$1 $flags $extra -c $src -o $dir/$3/$(echo "$src" | tr / _).o"
+        echo "$1 $flags $define $extra -c $src -o $dir/$3/$(echo "$src" | tr / _).o"
     done | xargs -P 2 -I COMMAND sh -c COMMAND || exit 1
     $1 -o "$dir/$3/kernel_test" "$dir/$3"/*.o -pthread -lm || exit 1
 }
@@ -65,6 +70,10 @@ for w in ${what:-native haswell aarch64}; do
             need "${CC:-cc}" gcc
             [ -d "$dir/native" ] || build "${CC:-cc}" "$(arch "${CC:-cc}")" native
             run "" "$dir/native/kernel_test" "$@" ;;
+        evex)
+            need "${CC:-cc}" gcc
+            build "${CC:-cc}" x86_64 evex
+            run "ref avx2 avxvnni avx512vnni" "$dir/evex/kernel_test" "$@" ;;
         haswell)
             need "${CC:-cc}" gcc
             need qemu-x86_64 qemu-user

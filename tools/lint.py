@@ -19,8 +19,8 @@ ISA_FILES = ("csrc/base/cpu.c", "csrc/base/threads.c", "csrc/base/fpenv.c", "csr
 PY_LAYERS = [
     {"errors", "replies", "thinking", "memory", "stores", "_ffi"},
     {"_core"},
-    {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits"},
-    {"build", "cost", "hf", "hub", "lora", "ref"},
+    {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits", "weights"},
+    {"pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
     {"engine", "chat", "catalogue", "describe", "generation"},
     {"driver", "session"},
     {"llm"},

@@ -10,6 +10,21 @@ static int has_f16c(void) {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+static int has_avx512vnni(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+/* What simd_avxvnni.h was built for. Leaf 7 names its last sub-leaf in eax; compilers learned the feature's name late. */
+static int has_avxvnni(void) {
+#ifdef PYLLM_AVXVNNI_EVEX
+    return has_avx512vnni();
+#else
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+#endif
+}
 #endif
 
 int cpu_has(const char *level) {
@@ -18,9 +33,8 @@ int cpu_has(const char *level) {
     __builtin_cpu_init();           /* checks the operating system's register state too */
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (!strcmp(level, "avx2")) return avx2;
-    if (!strcmp(level, "avx512vnni"))
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+    if (!strcmp(level, "avxvnni")) return avx2 && has_avxvnni();
+    if (!strcmp(level, "avx512vnni")) return avx2 && has_avx512vnni();
 #elif defined(__aarch64__)
     if (!strcmp(level, "neon")) return 1;       /* part of the base architecture */
 #endif

@@ -1,4 +1,4 @@
-/* CPU features by run-time detection. One name per level: "ref", "avx2", "avx512vnni", "neon". */
+/* CPU features by run-time detection. One name per level: "ref", "avx2", "avxvnni", "avx512vnni", "neon". */
 #ifndef PYLLM_BASE_CPU_H
 #define PYLLM_BASE_CPU_H
 

@@ -206,6 +206,7 @@ pool *pool_new(int n) {
     pthread_cond_init(&p->wake, NULL);
     sigset_t all, old;                  /* inherited by the helpers: the host's signals stay with the host's threads */
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);            /* a fault of the thread itself (mapping.h): blocked, it would end the process */
     pthread_sigmask(SIG_SETMASK, &all, &old);
     while (p->threads && p->ranges && p->started < n - 1 && !start_helper(p, p->started + 1)) p->started++;
     pthread_sigmask(SIG_SETMASK, &old, NULL);

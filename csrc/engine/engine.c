@@ -246,6 +246,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
         if (e->profile) e->profile[i] += now_s() - start;
         if (!rc && cancelled(cancel)) rc = PYLLM_ERR_CANCELLED;
     }
+    if (!rc) rc = model_check(e->m, err);
     if (rc == PYLLM_ERR_CANCELLED) err_set(err, rc, "the step was cancelled; its sequences are as before it");
     if (rc) {
         undo(e, seqs, n_runs);

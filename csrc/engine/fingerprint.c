@@ -2,6 +2,7 @@
 #include "model.h"
 
 #include "../base/alloc.h"
+#include "../base/checksum.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -18,35 +19,6 @@ typedef struct hash_job {
     pyllm_error *err;               /* of worker 0: whoever else fails fails for the same reason */
 } hash_job;
 
-uint64_t checksum(const uint8_t *p, size_t n) {
-    uint64_t h = 0x243f6a8885a308d3u ^ n, w;
-    for (; n >= 8; n -= 8, p += 8) {
-        memcpy(&w, p, 8);
-        h = (h ^ w) * 0x9e3779b97f4a7c15u;
-        h ^= h >> 32;
-    }
-    for (; n; n--) {
-        h = (h ^ *p++) * 0x9e3779b97f4a7c15u;
-        h ^= h >> 32;
-    }
-    return h;
-}
-
-static uint64_t mix(uint64_t h, uint64_t v) {
-    h = (h ^ v) * 0x9e3779b97f4a7c15u;
-    return h ^ h >> 29;
-}
-
-/* Four streams at once, each by bijections: a single one waits for its multiplications. */
-static uint64_t block_hash(const uint8_t *p, size_t n) {
-    uint64_t h[4] = {1, 2, 3, 4}, w[4];
-    for (; n >= 32; n -= 32, p += 32) {
-        memcpy(w, p, 32);
-        for (int i = 0; i < 4; i++) h[i] = mix(h[i], w[i]);
-    }
-    return mix(mix(mix(mix(checksum(p, n), h[0]), h[1]), h[2]), h[3]);
-}
-
 static void hash_item(void *ctx, int64_t item, int worker) {
     hash_job *j = ctx;
     uint64_t at = (uint64_t)item * BLOCK, n = j->bytes - at < BLOCK ? j->bytes - at : BLOCK;
@@ -58,7 +30,7 @@ static void hash_item(void *ctx, int64_t item, int worker) {
     } else {
         p = (j->w->is_vector ? (const uint8_t *)j->w->vec : j->w->packed) + at;
     }
-    if (!atomic_load(&j->rc)) atomic_fetch_add(&j->sum, mix(block_hash(p, n), (uint64_t)item));
+    if (!atomic_load(&j->rc)) atomic_fetch_add(&j->sum, checksum_mix(checksum_block(p, n), (uint64_t)item));
 }
 
 /* Adds one weight to *h. */
@@ -75,7 +47,7 @@ static int add_weight(const pyllm_model *m, pool *p, const weight *w, uint64_t *
     mem_free(j.buffers);
     if (j.rc) return err && err->code ? err->code : err_set(err, j.rc, "%s cannot be read any more\nhint: the file was changed while it was in use; "
                                                             "load the model again", gguf_path(m->file));
-    *h = mix(mix(mix(mix(*h, w->type), (uint64_t)w->n), (uint64_t)w->k), j.sum);
+    *h = checksum_mix(checksum_mix(checksum_mix(checksum_mix(*h, w->type), (uint64_t)w->n), (uint64_t)w->k), j.sum);
     return 0;
 }
 
@@ -85,6 +57,7 @@ int model_fingerprint(pyllm_model *m, pool *p, uint64_t *out, pyllm_error *err) 
         if (err) err->code = 0;
         h = m->t.hash;
         for (int32_t i = 0; i < m->t.n_weights; i++) TRY(add_weight(m, p, &m->t.weights[i], &h, err));
+        TRY(model_check(m, err));
         h |= !h;                    /* 0: not made yet */
         atomic_store(&m->fingerprint, h);
     }

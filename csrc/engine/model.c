@@ -3,6 +3,7 @@
 
 #include "../base/alloc.h"
 #include "../kernels/pack.h"
+#include "pack_cache.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -10,9 +11,9 @@
 
 enum { LOAD_BYTES = 512 << 10 };    /* file bytes a worker holds at a time, at least one group of 16 rows */
 
-static size_t row_bytes(const weight *w) {
+size_t weight_row_bytes(const weight *w) {
     const qtype_info *q = qtype_get(w->type);
-    return (size_t)(w->is_vector ? w->n : w->k) / (size_t)q->elems * (size_t)q->bytes;
+    return (size_t)(w->is_vector ? 1 : w->k) / (size_t)q->elems * (size_t)q->bytes;
 }
 
 /* Gives every weight its place; an embedding that no product reads stays in the file. Returns the bytes of all. */
@@ -32,22 +33,40 @@ static size_t layout(tape *t) {
     return at + 8192;               /* kernels prefetch past the end */
 }
 
-int model_plan(const pyllm_gguf *g, const char *text, int64_t len, int64_t *bytes, pyllm_error *err) {
+int model_plan(const pyllm_gguf *g, const char *text, int64_t len, int64_t *bytes, uint64_t *key, pyllm_error *err) {
     tape t;
     TRY(tape_parse(text, len, g, &t, err));
     *bytes = (int64_t)layout(&t);
+    *key = pack_key(&t, (size_t)*bytes);
     tape_free(&t);
     return 0;
 }
 
-/* One piece of work: `groups` row groups of a matrix, or a whole vector (groups 0). */
+int weight_load(const pyllm_gguf *g, const weight *w, int64_t first, int64_t n, uint8_t *file, uint8_t *dst, pyllm_error *err) {
+    size_t row = weight_row_bytes(w);
+    if (w->is_vector) {
+        TRY(gguf_read(g, w->tensor, (uint64_t)(w->row0 + first) * row, (uint64_t)n * row, file, err));
+        dequantize(w->type, file, n, (float *)dst);
+        return 0;
+    }
+    int64_t first_row = first * GROUP, rows = n * GROUP < w->n - first_row ? n * GROUP : w->n - first_row;
+    TRY(gguf_read(g, w->tensor, (uint64_t)(w->row0 + first_row) * row, (uint64_t)rows * row, file, err));
+    for (int64_t i = 0; i < n; i++) {
+        int64_t left = rows - i * GROUP;
+        pack_group(w->type, file + (size_t)(i * GROUP) * row, row, (int)(left < GROUP ? left : GROUP), w->k, dst + (size_t)i * w->group_bytes);
+    }
+    return 0;
+}
+
+/* One piece of work: units of a weight. */
 typedef struct piece {
     int32_t weight;
-    int64_t first, groups;
+    int64_t first, n;
 } piece;
 
 typedef struct load_job {
-    pyllm_model *m;
+    const tape *t;
+    uint8_t *memory;
     const pyllm_gguf *g;
     const piece *pieces;
     uint8_t *buffers;
@@ -56,34 +75,13 @@ typedef struct load_job {
     pyllm_error *errors;            /* one a worker */
 } load_job;
 
-static int load_piece(const load_job *j, const piece *p, uint8_t *buf, pyllm_error *err) {
-    weight *w = &j->m->t.weights[p->weight];
-    size_t row = row_bytes(w);
-    uint8_t *dst = j->m->memory + w->offset;
-    if (w->is_vector) {
-        size_t elem = (size_t)qtype_get(w->type)->bytes;
-        int64_t step = (int64_t)(j->buffer_bytes / elem);
-        for (int64_t at = 0; at < w->n; at += step) {
-            int64_t n = w->n - at < step ? w->n - at : step;
-            TRY(gguf_read(j->g, w->tensor, (uint64_t)(w->row0 + at) * elem, (uint64_t)n * elem, buf, err));
-            dequantize(w->type, buf, n, (float *)dst + at);
-        }
-        return 0;
-    }
-    int64_t first = p->first * GROUP, rows = p->groups * GROUP < w->n - first ? p->groups * GROUP : w->n - first;
-    TRY(gguf_read(j->g, w->tensor, (uint64_t)(w->row0 + first) * row, (uint64_t)rows * row, buf, err));
-    for (int64_t g = 0; g < p->groups; g++) {
-        int64_t left = rows - g * GROUP;
-        pack_group(w->type, buf + (size_t)(g * GROUP) * row, row, (int)(left < GROUP ? left : GROUP), w->k,
-                   dst + (size_t)(p->first + g) * w->group_bytes);
-    }
-    return 0;
-}
-
 static void load_item(void *ctx, int64_t item, int worker) {
     load_job *j = ctx;
+    const piece *p = &j->pieces[item];
+    const weight *w = &j->t->weights[p->weight];
     if (atomic_load(&j->rc)) return;
-    int rc = load_piece(j, &j->pieces[item], j->buffers + (size_t)worker * j->buffer_bytes, &j->errors[worker]);
+    uint8_t *dst = j->memory + w->offset + (size_t)p->first * (w->is_vector ? sizeof(float) : w->group_bytes);
+    int rc = weight_load(j->g, w, p->first, p->n, j->buffers + (size_t)worker * j->buffer_bytes, dst, &j->errors[worker]);
     if (rc) atomic_store(&j->rc, rc);
 }
 
@@ -98,22 +96,21 @@ static piece *list_pieces(const tape *t, int64_t *n, size_t *max_bytes) {
         for (int32_t i = 0; i < t->n_weights; i++) {
             const weight *w = &t->weights[i];
             if (!w->bytes) continue;
-            int64_t groups = w->is_vector ? 1 : (w->n + GROUP - 1) / GROUP;
-            int64_t step = w->is_vector ? 1 : (int64_t)(LOAD_BYTES / (row_bytes(w) * GROUP));
-            if (step < 1) step = 1;
-            if (!w->is_vector && (size_t)step * GROUP * row_bytes(w) > *max_bytes) *max_bytes = (size_t)step * GROUP * row_bytes(w);
-            for (int64_t g = 0; g < groups; g += step, count++)
-                if (p) p[count] = (piece){i, g, groups - g < step ? groups - g : step};
+            size_t unit = weight_row_bytes(w) * (w->is_vector ? 1 : GROUP);
+            int64_t units = weight_units(w), step = unit < LOAD_BYTES ? (int64_t)(LOAD_BYTES / unit) : 1;
+            if ((size_t)step * unit > *max_bytes) *max_bytes = (size_t)step * unit;
+            for (int64_t u = 0; u < units; u += step, count++)
+                if (p) p[count] = (piece){i, u, units - u < step ? units - u : step};
         }
     }
     *n = count;
     return p;
 }
 
-static int load_weights(pyllm_model *m, const pyllm_gguf *g, int n_threads, const volatile int32_t *cancel, pyllm_error *err) {
+static int load_weights(const tape *t, uint8_t *memory, const pyllm_gguf *g, int n_threads, const volatile int32_t *cancel, pyllm_error *err) {
     int64_t n;
-    load_job j = {.m = m, .g = g};
-    piece *pieces = list_pieces(&m->t, &n, &j.buffer_bytes);
+    load_job j = {.t = t, .memory = memory, .g = g};
+    piece *pieces = list_pieces(t, &n, &j.buffer_bytes);
     pool *pool = pool_new(n_threads);
     j.pieces = pieces;
     j.buffers = mem_alloc(j.buffer_bytes * (size_t)n_threads);
@@ -163,7 +160,34 @@ static int list_kernels(pyllm_model *m, pyllm_error *err) {
     return 0;
 }
 
-int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *level, int n_threads,
+/* Gives the weights their place in memory; keeps the file open if one has none. */
+static int place_weights(pyllm_model *m, const pyllm_gguf *g, pyllm_error *err) {
+    int from_file = 0;
+    for (int32_t i = 0; i < m->t.n_weights; i++) {
+        weight *w = &m->t.weights[i];
+        if (w->is_vector) w->vec = (const float *)(m->memory + w->offset);
+        else if (w->bytes) w->packed = m->memory + w->offset;
+        else from_file = 1;
+        if (w->multiply && !m->k->matmul[w->type])
+            return err_set(err, PYLLM_ERR_UNSUPPORTED, "tensor %s is %s, which has no matmul kernel", w->name, qtype_get(w->type)->name);
+    }
+    return from_file ? gguf_reopen(g, &m->file, err) : 0;
+}
+
+static int pack_weights(pyllm_model *m, const pyllm_gguf *g, int n_threads, const volatile int32_t *cancel, pyllm_error *err) {
+    uint8_t *memory = mem_map(m->memory_bytes);
+    m->memory = memory;
+    if (!memory) return err_set(err, PYLLM_ERR_MEMORY, "%zu MB for the weights cannot be had", m->memory_bytes >> 20);
+    return load_weights(&m->t, memory, g, n_threads, cancel, err);
+}
+
+static int map_weights(pyllm_model *m, const char *pack, const pyllm_gguf *g, int n_threads, const volatile int32_t *cancel, pyllm_error *err) {
+    TRY(pack_map(pack, g, &m->t, m->memory_bytes, n_threads, cancel, &m->map, err));
+    m->memory = m->map.p;
+    return 0;
+}
+
+int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *level, const char *pack, int n_threads,
                const volatile int32_t *cancel, pyllm_model **out, pyllm_error *err) {
     *out = NULL;
     if (n_threads < 1 || n_threads > 1024) return err_set(err, PYLLM_ERR_ARG, "n_threads is %d, must be 1 to 1024", n_threads);
@@ -177,20 +201,9 @@ int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *l
     if (!rc) rc = list_kernels(m, err);
     if (!rc) {
         m->memory_bytes = layout(&m->t);
-        m->memory = mem_map(m->memory_bytes);
-        if (!m->memory) rc = err_set(err, PYLLM_ERR_MEMORY, "%zu MB for the weights cannot be had", m->memory_bytes >> 20);
+        rc = pack ? map_weights(m, pack, g, n_threads, cancel, err) : pack_weights(m, g, n_threads, cancel, err);
     }
-    if (!rc) rc = load_weights(m, g, n_threads, cancel, err);
-    int from_file = 0;
-    for (int32_t i = 0; i < m->t.n_weights && !rc; i++) {
-        weight *w = &m->t.weights[i];
-        if (w->is_vector) w->vec = (const float *)(m->memory + w->offset);
-        else if (w->bytes) w->packed = m->memory + w->offset;
-        else from_file = 1;
-        if (w->multiply && !k->matmul[w->type])
-            rc = err_set(err, PYLLM_ERR_UNSUPPORTED, "tensor %s is %s, which has no matmul kernel", w->name, qtype_get(w->type)->name);
-    }
-    if (!rc && from_file) rc = gguf_reopen(g, &m->file, err);
+    if (!rc) rc = place_weights(m, g, err);
     if (rc) {
         model_free(m);
         return rc;
@@ -204,8 +217,11 @@ void model_free(pyllm_model *m) {
     gguf_close(m->file);
     for (int32_t i = 0; i < m->t.n_weights; i++)
         if (m->t.weights[i].is_own) mem_free((void *)m->t.weights[i].packed);
-    mem_unmap(m->memory, m->memory_bytes);
+    if (m->map.p) mapping_free(&m->map);
+    else mem_unmap((void *)m->memory, m->memory_bytes);
     mem_free(m->kernel_names);
     tape_free(&m->t);
     mem_free(m);
 }
+
+int model_check(const pyllm_model *m, pyllm_error *err) { return m->map.p ? mapping_check(&m->map, err) : 0; }

@@ -1,6 +1,8 @@
 /* Sequences as bytes: a header, the visible pages of every layer group, a checksum over all of it. */
 #include "engine.h"
 
+#include "../base/checksum.h"
+
 #include <string.h>
 
 enum { STATE_VERSION = 2 };

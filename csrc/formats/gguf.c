@@ -4,6 +4,8 @@
 #include "gguf.h"
 
 #include "../base/alloc.h"
+#include "../base/checksum.h"
+#include "../base/filetime.h"
 #include "../base/hash.h"
 #include "formats.h"
 
@@ -11,14 +13,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-#ifdef __APPLE__
-#define MTIME st_mtimespec
-#else
-#define MTIME st_mtim
-#endif
 
 enum { KV_MAX = 1 << 16, TENSORS_MAX = 1 << 17, PARTS_MAX = 4096, KEY_MAX = 65535, NAME_MAX_BYTES = 256, PATH_BYTES = 4096 };
 static const uint64_t header_max = 1ULL << 29;
@@ -34,7 +29,8 @@ typedef struct entry {          /* a key; offsets into the header bytes */
 typedef struct part {
     int fd;
     uint64_t size;
-    struct timespec written;    /* when the file was last changed before it was opened */
+    struct timespec written, noted;     /* when it was opened: MTIME and CTIME */
+    int settled;                /* when it was opened, these were so long ago that any later change has others */
     uint8_t *header;
     uint64_t have, room;
     char *path;
@@ -72,7 +68,7 @@ static int bad(const reader *r, const char *what) {
 static int changed(const part *f) {
     struct stat st;
     if (fstat(f->fd, &st)) return -1;
-    return (uint64_t)st.st_size != f->size || st.MTIME.tv_sec != f->written.tv_sec || st.MTIME.tv_nsec != f->written.tv_nsec;
+    return (uint64_t)st.st_size != f->size || !same_time(MTIME(st), f->written);
 }
 
 /* Whoever writes into an open model gets an error, never text from half a model: the look at the file comes after the reading. */
@@ -291,6 +287,14 @@ static int name_keys(pyllm_gguf *g, pyllm_error *err) {
     return 0;
 }
 
+/* Clocks of file systems tick: a second change within a tick shows the time of the first. Where they keep no nanoseconds a tick is 1 or 2 s. */
+static int settled(struct timespec last) {
+    struct timespec now = {0};
+    clock_gettime(CLOCK_REALTIME, &now);
+    double age = (double)(now.tv_sec - last.tv_sec) + 1e-9 * (double)(now.tv_nsec - last.tv_nsec);
+    return age > (last.tv_nsec ? 0.05 : 3.0);
+}
+
 /* ---- opening ------------------------------------------------------------------------------------------------------------- */
 
 static int open_part(pyllm_gguf *g, const char *path, pyllm_error *err) {
@@ -305,7 +309,9 @@ static int open_part(pyllm_gguf *g, const char *path, pyllm_error *err) {
     if (!S_ISREG(st.st_mode))
         return err_set(err, PYLLM_ERR_IO, "%s is %s\nhint: give the path of a GGUF file", path, S_ISDIR(st.st_mode) ? "a folder" : "not a regular file");
     f->size = (uint64_t)st.st_size;
-    f->written = st.MTIME;
+    f->written = MTIME(st);
+    f->noted = CTIME(st);
+    f->settled = settled(f->noted);
     return 0;
 }
 
@@ -524,6 +530,8 @@ int gguf_reopen(const pyllm_gguf *g, pyllm_gguf **out, pyllm_error *err) {
         n->n_parts++;
         f->size = g->parts[i].size;
         f->written = g->parts[i].written;
+        f->noted = g->parts[i].noted;
+        f->settled = g->parts[i].settled;
         f->path = copy((const uint8_t *)g->parts[i].path, strlen(g->parts[i].path));
         if (!f->path) rc = err_set(err, PYLLM_ERR_MEMORY, "out of memory while keeping the model file open");
     }
@@ -571,6 +579,21 @@ int gguf_read(const pyllm_gguf *g, int64_t i, uint64_t begin, uint64_t n, void *
         return err_set(err, PYLLM_ERR_ARG, "bytes %llu to %llu of a tensor of %llu", (unsigned long long)begin, (unsigned long long)(begin + n),
                        (unsigned long long)t->bytes);
     return read_at(&g->parts[t->file], t->offset + begin, n, dst, err);
+}
+
+int gguf_identity(const pyllm_gguf *g, uint64_t *id, pyllm_error *err) {
+    *id = (uint64_t)g->n_parts;
+    for (int32_t i = 0; i < g->n_parts; i++) {
+        const part *f = &g->parts[i];
+        struct stat st;
+        if (fstat(f->fd, &st)) return err_set(err, PYLLM_ERR_IO, "%s: %s", f->path, strerror(errno));
+        if ((uint64_t)st.st_size != f->size || !same_time(MTIME(st), f->written) || !same_time(CTIME(st), f->noted))
+            return err_set(err, PYLLM_ERR_STATE, "%s was changed while it was in use", f->path);
+        if (!f->settled) return err_set(err, PYLLM_ERR_STATE, "%s was changed a moment before it was opened", f->path);
+        int64_t marks[5] = {st.st_size, f->written.tv_sec, f->written.tv_nsec, f->noted.tv_sec, f->noted.tv_nsec};
+        *id = checksum_mix(*id, checksum(marks, sizeof marks));
+    }
+    return 0;
 }
 
 int64_t gguf_find_kv(const pyllm_gguf *g, const char *key) { return *find_slot(g, &g->kv_index, g->kv_names, key); }

@@ -19,5 +19,8 @@ int64_t gguf_find_kv(const pyllm_gguf *g, const char *key);
 int64_t gguf_find_tensor(const pyllm_gguf *g, const char *name);
 /* A second, independent handle on the same open files that can only gguf_read (for a model that outlives g). */
 int gguf_reopen(const pyllm_gguf *g, pyllm_gguf **out, pyllm_error *err);
+/* Hash of size, MTIME and CTIME of all files: the same as long as nobody has written to them, and another one if somebody has. Fails with
+   PYLLM_ERR_STATE where they changed since they were opened, or so shortly before that a change could go unseen. */
+int gguf_identity(const pyllm_gguf *g, uint64_t *id, pyllm_error *err);
 const char *gguf_path(const pyllm_gguf *g);
 #endif

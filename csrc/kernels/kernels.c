@@ -16,6 +16,9 @@ static const struct level {
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVX2)
     FAMILIES(avx2),
 #endif
+#if defined(__x86_64__) && !defined(PYLLM_NO_AVXVNNI)
+    FAMILIES(avxvnni),
+#endif
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVX512VNNI)
     FAMILIES(avx512vnni),
 #endif

@@ -23,7 +23,8 @@ INLINE void prefetch(const uint8_t *p, size_t bytes, int far) {
 INLINE vi dwords(const uint8_t *p, int i) { return vi_load(p + 64 * i); }
 INLINE vi nibbles(vi v, int high) { return vi_and(high ? vi_shr(v, 4) : v, vi_set1(0x0f0f0f0f)); }
 
-typedef void load_fn(const uint8_t *p, int64_t part, int i, vi *q);    /* part, i: super-blocks only */
+/* p: the block's dwords. Blocks of 32 and smaller ones in one file block: the 32 values number part. Super-blocks: see there. */
+typedef void load_fn(const uint8_t *p, int64_t part, int i, vi *q);
 
 /* ---- blocks of 32 ---------------------------------------------------------------------------------------------------- */
 
@@ -52,9 +53,27 @@ INLINE void load_table(const uint8_t *p, const int8_t *table, vi *q) {
 }
 INLINE void load_iq4_nl(const uint8_t *p, int64_t part, int i, vi *q) { (void)part, (void)i; load_table(p, iq4_values, q); }
 INLINE void load_mxfp4(const uint8_t *p, int64_t part, int i, vi *q) { (void)part, (void)i; load_table(p, fp4_values, q); }
+/* NVFP4: 2 dwords for each 16, low nibbles first; the 4-bit floats plus 12, so that they are unsigned. */
+static const int8_t fp4_codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+INLINE void load_nvfp4(const uint8_t *p, int64_t part, int i, vi *q) {
+    (void)i;
+    for (int j = 0; j < 8; j++) q[j] = vi_lookup(nibbles(dwords(p + part * 256, j / 4 * 2 + j % 2), j / 2 % 2), fp4_codes);
+}
+/* Q1_0: a dword for 32, of 4 neighbours a bit of each byte; twice the bit, with zero point 1, is +-1. Q2_0: 2 dwords, of 4 neighbours 2 bits of each byte. */
+INLINE void load_q1_0(const uint8_t *p, int64_t part, int i, vi *q) {
+    (void)i;
+    vi v = vi_keep(dwords(p, (int)part));
+    for (int j = 0; j < 8; j++) q[j] = vi_and(j ? vi_shr(v, j - 1) : vi_shl(v, 1), vi_set1(0x02020202));
+}
+INLINE void load_q2_0(const uint8_t *p, int64_t part, int i, vi *q) {
+    (void)i;
+    vi v[2] = {vi_keep(dwords(p, (int)part * 2)), vi_keep(dwords(p, (int)part * 2 + 1))};
+    for (int j = 0; j < 8; j++) q[j] = vi_and(vi_shr(v[j / 4], j % 4 * 2), vi_set1(0x03030303));
+}
 
 typedef vf scale_fn(const uint8_t *p);
 INLINE vf scale_f16(const uint8_t *p) { return vf_f16(p); }
+INLINE vf scale_ue4m3(const uint8_t *p) { return vf_mul(vf_ue4m3(p), vf_set1(128)); }      /* ue4m3_half of decode.h, exact */
 /* e8m0_half of decode.h: (e - 1) << 23 from 2 on, which is then the larger of the two; below, the subnormals. */
 INLINE vf scale_e8m0(const uint8_t *p) {
     vi e = vi_u8(p), one = vi_set1(1);
@@ -64,7 +83,7 @@ INLINE vf scale_e8m0(const uint8_t *p) {
 /* What the loops need to know of a format; constant after inlining. */
 typedef struct format {
     load_fn *load;
-    int dwords;                 /* 4-byte fields of a block, before the 2-byte ones */
+    int dwords;                 /* 4-byte fields of a block, before the shorter ones */
     int bytes;                  /* of a packed block column (pack_column_bytes) */
     int zero;                   /* zero point of unsigned codes */
     int is_signed;              /* codes are signed bytes instead */
@@ -72,9 +91,13 @@ typedef struct format {
     int has_min;
     scale_fn *scale;            /* blocks of 32: the float scale, of scale_bytes a row */
     int scale_bytes;
+    int parts;                  /* blocks of 32 in one file block, a divisor of 8; 0 as 1 */
+    int each16;                 /* blocks of 32: a scale for each 16, not one for the file block */
+    int words, d_at;            /* codebooks: 8-byte words of a block, behind the dwords; which of the 2-byte fields behind them is d */
+    float factor;               /* codebooks: of d, a power of 2 */
     int sub;                    /* super-blocks: elements of a sub-scale, 16 or 32 */
     int near;                   /* super-blocks: prefetch into L1, spread over the sub-blocks */
-    void (*scales)(const uint8_t *p, vi *sc, vi *mn);
+    void (*scales)(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn);    /* super-blocks; NULL: all sub-scales are 1. sp: the 2-byte fields */
 } format;
 
 INLINE vi dot32(const format *f, const vi *q, const int8_t *a, int from, int to, int32_t start) {
@@ -87,23 +110,33 @@ INLINE vi dot32(const format *f, const vi *q, const int8_t *a, int from, int to,
 INLINE int32_t start_of(const format *f, int32_t sum) { return f->is_signed ? signed_start(sum) : -f->zero * sum; }
 
 INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
+    int parts = f->parts ? f->parts : 1;
     for (int h = 0; h < GROUP / ROWS; h++) {
         vf sum[COLS];
         for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
         const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * f->scale_bytes;
-        for (int64_t b = 0; b < k / 32; b++, p += f->bytes, sp += f->bytes) {
+        for (int64_t b = 0; b < k / 32; b += parts, p += f->bytes, sp += f->bytes) {
             const act_unit *u = a + b / 8 * m;
-            int i = (int)(b % 8);
-            vi q[8];
             if (!h) prefetch(p, (size_t)f->bytes, 0);
-            f->load(p, 0, 0, q);
-            vf d = f->scale(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
+            vf d = f->each16 ? vf_set1(0) : f->scale(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
+            for (int part = 0; part < parts; part++) {
+                int i = (int)(b % 8) + part;
+                vi q[8];
+                f->load(p, part, 0, q);
+                vf d0 = d, d1 = d;
+                if (f->each16) d0 = f->scale(sp + 2 * part * GROUP), d1 = f->scale(sp + (2 * part + 1) * GROUP);
 #pragma GCC unroll 8
-            for (int c = 0; c < M; c++) {
-                vi dot = dot32(f, q, u[c].q + 32 * i, 0, 8, start_of(f, u[c].sum32[i]));
-                vf da = vf_set1(u[c].d[i]);
-                sum[c] = vf_fma(vf_from_vi(dot), vf_mul(d, da), sum[c]);
-                if (f->has_min) sum[c] = vf_fma(vf_set1((float)u[c].sum32[i]), vf_mul(min, da), sum[c]);
+                for (int c = 0; c < M; c++) {
+                    const int8_t *x = u[c].q + 32 * i;
+                    vf da = vf_set1(u[c].d[i]);
+                    if (f->each16) {
+                        vi lo = dot32(f, q, x, 0, 4, start_of(f, u[c].sum16[2 * i])), hi = dot32(f, q, x, 4, 8, start_of(f, u[c].sum16[2 * i + 1]));
+                        sum[c] = vf_fma(vf_from_vi(hi), vf_mul(d1, da), vf_fma(vf_from_vi(lo), vf_mul(d0, da), sum[c]));
+                        continue;
+                    }
+                    sum[c] = vf_fma(vf_from_vi(dot32(f, q, x, 0, 8, start_of(f, u[c].sum32[i]))), vf_mul(d, da), sum[c]);
+                    if (f->has_min) sum[c] = vf_fma(vf_set1((float)u[c].sum32[i]), vf_mul(min, da), sum[c]);
+                }
             }
         }
         for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
@@ -112,7 +145,7 @@ INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit 
 
 /* ---- super-blocks of 256 ------------------------------------------------------------------------------------------------ */
 
-/* A super-block is walked in parts: 4 of 2 sub-blocks of 32 where sub-scales are per 32, else 2 of 4. part is a run-time number, i one of
+/* A super-block is walked in parts: 4 of 2 sub-blocks of 32 where there are sub-scales per 32, else 2 of 4. part is a run-time number, i one of
    the compiler's, so that shifts are constants. */
 /* Q4_K: qs 0..31, scales 32..34. Part: 8 dwords, low nibbles first. */
 INLINE void load_q4_k(const uint8_t *p, int64_t part, int i, vi *q) {
@@ -153,32 +186,41 @@ INLINE void scales_k4(const uint8_t *p, int first, vi *sc, vi *mn) {
     for (int i = 0; i < 8; i++) sc[i] = byte_of(s[i / 4], i % 4);
     for (int i = 0; i < 4; i++) mn[i] = vi_or(byte_of(m[i / 2], i % 2 * 2), vi_shl(byte_of(m[i / 2], i % 2 * 2 + 1), 16));
 }
-INLINE void scales_q4_k(const uint8_t *p, vi *sc, vi *mn) { scales_k4(p, 32, sc, mn); }
-INLINE void scales_q5_k(const uint8_t *p, vi *sc, vi *mn) { scales_k4(p, 40, sc, mn); }
-INLINE void scales_q6_k(const uint8_t *p, vi *sc, vi *mn) {
-    (void)mn;
+INLINE void scales_q4_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) { (void)sp; scales_k4(p, 32, sc, mn); }
+INLINE void scales_q5_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) { (void)sp; scales_k4(p, 40, sc, mn); }
+INLINE void scales_q6_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) {
+    (void)sp, (void)mn;
     for (int i = 0; i < 16; i++) sc[i] = vi_sra(vi_shl(dwords(p, 48 + i / 4), 24 - 8 * (i % 4)), 24);
 }
-INLINE void scales_q2_k(const uint8_t *p, vi *sc, vi *mn) {
+INLINE void scales_q2_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) {
+    (void)sp;
     for (int i = 0; i < 16; i++) sc[i] = vi_and(byte_of(dwords(p, 16 + i / 4), i % 4), vi_set1(15));
     for (int i = 0; i < 8; i++) {
         vi v = dwords(p, 16 + i / 2);
         mn[i] = vi_or(vi_shr(byte_of(v, i % 2 * 2), 4), vi_shl(vi_shr(byte_of(v, i % 2 * 2 + 1), 4), 16));
     }
 }
-INLINE void scales_q3_k(const uint8_t *p, vi *sc, vi *mn) {
-    (void)mn;
+INLINE void scales_q3_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) {
+    (void)sp, (void)mn;
     for (int i = 0; i < 16; i++) {
         vi low = vi_and(vi_shr(dwords(p, 24 + i / 4 % 2), 8 * (i % 4) + i / 8 * 4), vi_set1(15));
         vi high = vi_and(vi_shr(dwords(p, 26), 8 * (i % 4) + i / 4 * 2), vi_set1(3));
         sc[i] = vi_sub(vi_or(low, vi_shl(high, 4)), vi_set1(32));
     }
 }
-/* scales_h follows d as a 2-byte field; p points at this half's dwords, so the 2-byte fields of the half are found from its lane offset. */
-INLINE void scales_iq4_xs(const uint8_t *p, const uint8_t *high16, vi *sc) {
-    vi l = dwords(p, 32), h = vi_u16(high16);
+/* scales_h follows d as a 2-byte field. */
+INLINE void scales_iq4_xs(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) {
+    (void)mn;
+    vi l = dwords(p, 32), h = vi_u16(sp + 2 * GROUP);
     for (int i = 0; i < 8; i++)
         sc[i] = vi_sub(vi_or(vi_and(vi_shr(l, 4 * i), vi_set1(15)), vi_shl(vi_and(vi_shr(h, 2 * i), vi_set1(3)), 4)), vi_set1(32));
+}
+
+/* Products of sub-block s with row x, times its sub-scale or its two. */
+INLINE vi scaled_dots(const format *f, const vi *q, const act_unit *x, int64_t s, const vi *sc) {
+    if (f->sub == 32) return vi_mul(dot32(f, q, x->q + 32 * s, 0, 8, start_of(f, x->sum32[s])), sc[s]);
+    vi lo = dot32(f, q, x->q + 32 * s, 0, 4, start_of(f, x->sum16[2 * s])), hi = dot32(f, q, x->q + 32 * s, 4, 8, start_of(f, x->sum16[2 * s + 1]));
+    return vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1]));
 }
 
 INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
@@ -189,10 +231,9 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, sp += f->bytes, a += m) {
             vi sc[16], mn[8], isum[COLS];
             if (!h && !f->near) prefetch(p, (size_t)f->bytes, 1);
-            if (f->scales) f->scales(p, sc, mn);
-            else scales_iq4_xs(p, sp + 2 * GROUP, sc);
+            if (f->scales) f->scales(p, sp, sc, mn);
             for (int c = 0; c < M; c++) isum[c] = vi_set1(0);
-            int subs = f->sub == 32 ? 2 : 4;
+            int subs = f->sub == 32 && f->scales ? 2 : 4;
             for (int64_t part = 0; part < 8 / subs; part++) {
                 __asm__("" : "+r"(part));       /* a rolled loop: unrolled whole, the unpacking of all parts would be hoisted and spilled */
                 for (int i = 0; i < subs; i++) {
@@ -201,17 +242,9 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
                     if (!h && f->near) prefetch(p + s * (f->bytes / 8), (size_t)f->bytes / 8, 0);
                     f->load(p, part, i, q);
 #pragma GCC unroll 8
-                    for (int c = 0; c < M; c++) {
-                        const act_unit *x = &a[c];
-                        if (f->sub == 32) {
-                            vi dot = dot32(f, q, x->q + 32 * s, 0, 8, start_of(f, x->sum32[s]));
-                            isum[c] = vi_add(isum[c], vi_mul(dot, sc[s]));
-                        } else {
-                            vi lo = dot32(f, q, x->q + 32 * s, 0, 4, start_of(f, x->sum16[2 * s]));
-                            vi hi = dot32(f, q, x->q + 32 * s, 4, 8, start_of(f, x->sum16[2 * s + 1]));
-                            isum[c] = vi_add(isum[c], vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1])));
-                        }
-                    }
+                    for (int c = 0; c < M; c++)
+                        isum[c] = vi_add(isum[c], f->scales ? scaled_dots(f, q, &a[c], s, sc)
+                                                            : dot32(f, q, a[c].q + 32 * s, 0, 8, start_of(f, a[c].sum32[s])));
                 }
             }
             vf d = vf_f16(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
@@ -222,6 +255,92 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
                 vi msum = vi_set1(0);
                 for (int i = 0; i < 128 / f->sub; i++) msum = dot_pairs(msum, mn[i], (f->sub == 32 ? a[c].sum32 : a[c].sum16) + 2 * i);
                 sum[c] = vf_fnma(vf_from_vi(msum), vf_mul(min, da), sum[c]);
+            }
+        }
+        a -= k / 256 * m;
+        for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
+    }
+}
+
+/* ---- ternary numbers, five a byte ------------------------------------------------------------------------------------------ */
+
+/* A byte x of TQ1_0 is a fraction x/256 in base 3: its first digit is t = 3x >> 8, the others are those of 3x mod 256. TQ1_0's digit n of dwords 0..7
+   is values 32n..32n+31, of dwords 8..11 160+16n..160+16n+15, of dword 12 (4 digits) 240+4n..240+4n+3. */
+INLINE void triple(vi *x, int n) {
+    for (int j = 0; j < n; j++) x[j] = vi_add_u8(x[j], vi_add_u8(x[j], x[j]));
+}
+
+/* The digit is 1 from 86 and 2 from 171 on; two rounded means of z = max(x-1, 0) with itself and with 0, ((z+1)/2 + z + 1)/2, reach 64 and 128 just there. */
+INLINE void next_trits(vi *x, vi *q, int n) {
+    for (int j = 0; j < n; j++) {
+        vi z = vi_subs_u8(x[j], vi_set1(0x01010101));
+        q[j] = vi_and(vi_shr(vi_avg_u8(z, vi_avg_u8(z, vi_set1(0))), 6), vi_set1(0x03030303));
+    }
+    triple(x, n);
+}
+
+/* Sums of digit * a of a block, for M rows. */
+INLINE void trits(const format *f, const uint8_t *p, const act_unit *a, int M, vi *isum) {
+    vi x[8], q[8];
+    for (int c = 0; c < M; c++) isum[c] = vi_set1(0);
+    for (int j = 0; j < 8; j++) x[j] = dwords(p, j);
+    for (int n = 0; n < 5; n++) {
+        next_trits(x, q, 8);
+#pragma GCC unroll 8
+        for (int c = 0; c < M; c++) isum[c] = vi_add(isum[c], dot32(f, q, a[c].q + 32 * n, 0, 8, 0));
+    }
+    for (int j = 0; j < 5; j++) x[j] = dwords(p, 8 + j);
+    for (int n = 0; n < 5; n++) {
+        next_trits(x, q, 5);
+#pragma GCC unroll 8
+        for (int c = 0; c < M; c++) {
+            isum[c] = vi_add(isum[c], dot32(f, q, a[c].q + 160 + 16 * n, 0, 4, 0));
+            if (n < 4) isum[c] = dot_u(isum[c], q[4], a[c].q + 240 + 4 * n);
+        }
+    }
+}
+
+#ifdef WIDE_DOT
+/* The same for one row without the digits: 3x = 256 t + x', where x' = 3x mod 256 holds the next digits, so 256 * sum(t*a) = 3 * sum(x*a) - sum(x'*a). Two
+   products are less work than a digit. |3 * sum(x*a)| <= 3 * 256 * 255*127 = 24,871,680. */
+INLINE void trits_1(const uint8_t *p, const int8_t *a, vi *isum) {
+    vi x[8], now = vi_set1(0), next = vi_set1(0), zero = vi_set1(0);
+    for (int j = 0; j < 8; j++) x[j] = dwords(p, j);
+    for (int n = 0; n < 5; n++) {
+        now = vi_add(now, dots_u(zero, x, a + 32 * n, 8));
+        triple(x, 8);
+        next = vi_add(next, dots_u(zero, x, a + 32 * n, 8));
+    }
+    for (int j = 0; j < 5; j++) x[j] = dwords(p, 8 + j);
+    for (int n = 0; n < 5; n++) {
+        now = vi_add(now, dots_u(zero, x, a + 160 + 16 * n, 4));
+        if (n < 4) now = dot_u(now, x[4], a + 240 + 4 * n);
+        triple(x, 5);
+        next = vi_add(next, dots_u(zero, x, a + 160 + 16 * n, 4));
+        if (n < 4) next = dot_u(next, x[4], a + 240 + 4 * n);
+    }
+    *isum = vi_sra(vi_sub(vi_add(now, vi_add(now, now)), next), 8);
+}
+#endif
+
+INLINE void tile_tq1_0(const format *f, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
+    for (int h = 0; h < GROUP / ROWS; h++) {
+        vf sum[COLS];
+        for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
+        const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * 2;
+        for (int64_t b = 0; b < k / 256; b++, p += f->bytes, sp += f->bytes, a += m) {
+            vi isum[COLS];
+            if (!h) prefetch(p, (size_t)f->bytes, 1);
+#ifdef WIDE_DOT
+            if (M == 1) trits_1(p, a->q, isum);
+            else
+#endif
+            trits(f, p, a, M, isum);
+            vf d = vf_f16(sp);
+            for (int c = 0; c < M; c++) {
+                int32_t total = 0;
+                for (int i = 0; i < 8; i++) total += a[c].sum32[i];
+                sum[c] = vf_fma(vf_from_vi(vi_sub(isum[c], vi_set1(total))), vf_mul(d, vf_set1(a[c].d[0])), sum[c]);
             }
         }
         a -= k / 256 * m;
@@ -289,6 +408,7 @@ INLINE void columns(tile_fn *const *tiles, const uint8_t *w, size_t group_bytes,
     static const format type##_format = {__VA_ARGS__}; \
     MATMUL_(type, CALL_##tile, sizeof(act_unit))
 #define CALL_32(type, M) tile32(&type##_format, w, k, a, m, M, y, ldy)
+#define CALL_TQ1_0(type, M) tile_tq1_0(&type##_format, w, k, a, m, M, y, ldy)
 #define CALL_256(type, M) tile256(&type##_format, w, k, a, m, M, y, ldy)
 
 MATMUL(q4_0, 32, .load = load_q4, .run = 8, .dwords = 4, .bytes = 18 * 16, .zero = 8, .scale = scale_f16, .scale_bytes = 2)
@@ -298,12 +418,19 @@ MATMUL(q5_1, 32, .load = load_q5, .run = 4, .dwords = 5, .bytes = 24 * 16, .has_
 MATMUL(q8_0, 32, .load = load_q8_0, .run = 1, .dwords = 8, .bytes = 34 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
 MATMUL(iq4_nl, 32, .load = load_iq4_nl, .run = 1, .dwords = 4, .bytes = 18 * 16, .is_signed = 1, .scale = scale_f16, .scale_bytes = 2)
 MATMUL(mxfp4, 32, .load = load_mxfp4, .run = 8, .dwords = 4, .bytes = 17 * 16, .is_signed = 1, .scale = scale_e8m0, .scale_bytes = 1)
+MATMUL(nvfp4, 32, .load = load_nvfp4, .run = 4, .dwords = 8, .bytes = 36 * 16, .zero = 12, .scale = scale_ue4m3, .scale_bytes = 1, .parts = 2, .each16 = 1)
+MATMUL(q1_0, 32, .load = load_q1_0, .run = 8, .dwords = 4, .bytes = 18 * 16, .zero = 1, .scale = scale_f16, .scale_bytes = 2, .parts = 4)
+MATMUL(q2_0, 32, .load = load_q2_0, .run = 8, .dwords = 4, .bytes = 18 * 16, .zero = 1, .scale = scale_f16, .scale_bytes = 2, .parts = 2)
 MATMUL(q2_k, 256, .load = load_q2_k, .run = 8, .dwords = 20, .bytes = 84 * 16, .has_min = 1, .sub = 16, .scales = scales_q2_k)
 MATMUL(q3_k, 256, .load = load_q3_k, .run = 8, .dwords = 27, .bytes = 112 * 16, .zero = 4, .sub = 16, .near = 1, .scales = scales_q3_k)
 MATMUL(q4_k, 256, .load = load_q4_k, .run = 8, .dwords = 35, .bytes = 144 * 16, .has_min = 1, .sub = 32, .scales = scales_q4_k)
 MATMUL(q5_k, 256, .load = load_q5_k, .run = 4, .dwords = 43, .bytes = 176 * 16, .has_min = 1, .sub = 32, .near = 1, .scales = scales_q5_k)
 MATMUL(q6_k, 256, .load = load_q6_k, .run = 2, .dwords = 52, .bytes = 212 * 16, .zero = 32, .sub = 16, .scales = scales_q6_k)
-MATMUL(iq4_xs, 256, .load = load_iq4_xs, .run = 1, .dwords = 33, .bytes = 136 * 16, .is_signed = 1, .sub = 32)
+MATMUL(iq4_xs, 256, .load = load_iq4_xs, .run = 1, .dwords = 33, .bytes = 136 * 16, .is_signed = 1, .sub = 32, .scales = scales_iq4_xs)
+MATMUL(tq1_0, TQ1_0, .run = 8, .dwords = 13, .bytes = 56 * 16)
+MATMUL(tq2_0, 256, .load = load_q2_k, .run = 8, .dwords = 16, .bytes = 68 * 16, .zero = 1, .sub = 32)
+
+#include "matmul_codebook_tmpl.h"
 
 #define CALL_FLOAT(kind, M) tile_float(kind, w, k, a, lda, M, y, ldy)
 #define CALL_F32(type, M) CALL_FLOAT(KIND_F32, M)
@@ -357,5 +484,7 @@ void NAME(init_matmul)(kernels *k) {
 #define SET(TYPE, type) KERNEL_LEVEL(k, matmul[QTYPE_##TYPE], "matmul_" #type, matmul_##type);
     SET(F32, f32) SET(F16, f16) SET(BF16, bf16) SET(Q4_0, q4_0) SET(Q4_1, q4_1) SET(Q5_0, q5_0) SET(Q5_1, q5_1) SET(Q8_0, q8_0)
     SET(Q2_K, q2_k) SET(Q3_K, q3_k) SET(Q4_K, q4_k) SET(Q5_K, q5_k) SET(Q6_K, q6_k) SET(IQ4_NL, iq4_nl) SET(IQ4_XS, iq4_xs) SET(MXFP4, mxfp4)
+    SET(IQ1_S, iq1_s) SET(IQ1_M, iq1_m) SET(IQ2_XXS, iq2_xxs) SET(IQ2_XS, iq2_xs) SET(IQ2_S, iq2_s) SET(IQ3_XXS, iq3_xxs) SET(IQ3_S, iq3_s)
+    SET(TQ1_0, tq1_0) SET(TQ2_0, tq2_0) SET(NVFP4, nvfp4) SET(Q1_0, q1_0) SET(Q2_0, q2_0)
 #undef SET
 }

@@ -16,4 +16,9 @@ size_t pack_group_bytes(uint32_t type, int64_t k);
 void pack_group(uint32_t type, const uint8_t *rows, size_t row_bytes, int n_rows, int64_t k, uint8_t *dst);
 /* File bytes of row r (0..15) of a packed group: the inverse, for tied embeddings. */
 void unpack_row(uint32_t type, const uint8_t *group, int r, int64_t k, uint8_t *dst);
+
+/* pack_codebook.c: whether a type is one of IQ1 to IQ3; one block column of such a type, and the block of row r back. */
+int is_codebook(uint32_t type);
+void pack_codebook(uint32_t type, const uint8_t *const *rows, uint8_t *dst);
+void unpack_codebook(uint32_t type, const uint8_t *column, int r, uint8_t *block);
 #endif

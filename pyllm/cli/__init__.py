@@ -13,7 +13,7 @@ import sys
 from difflib import get_close_matches
 from typing import NoReturn
 
-from ._output import clean, note
+from ._output import clean, note, show_warnings
 
 # name -> (module of this package, one line of help). A module has add(parser) and run(args) -> exit code.
 COMMANDS = {
@@ -84,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             args = parse(sys.argv[1:] if argv is None else argv)
+            if getattr(args, "pack_cache", False):
+                show_warnings()
             code: int = args.command(args)
             return code
         finally:

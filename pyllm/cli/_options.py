@@ -49,6 +49,11 @@ def read_text(file: str) -> bytes:
         raise FileError(f"{file}: {e.strerror}\nhint: -f takes the path of a text file") from e
 
 
+def add_pack_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pack-cache", action="store_true",
+                        help="keep the packed weights on disk and map them the next time: more disk space for a faster start")
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """argparse type: a whole number in [low, high]."""
     def parse(text: str) -> int:

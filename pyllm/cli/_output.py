@@ -24,6 +24,19 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def show_warnings() -> None:
+    """From now on the library's warnings are notes."""
+    import logging
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(f"warning: {clean(record.getMessage())}")
+
+    logger = logging.getLogger("pyllm")
+    if not any(type(h).__name__ == Notes.__name__ for h in logger.handlers):
+        logger.addHandler(Notes(logging.WARNING))
+
+
 def has_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 

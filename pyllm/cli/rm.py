@@ -1,4 +1,4 @@
-"""pyllm rm: removes a model that pyllm fetched; other programs' models are theirs."""
+"""pyllm rm: removes a model that pyllm fetched; other programs' models are theirs. Or what pyllm keeps of any model: packed weights."""
 
 from __future__ import annotations
 
@@ -17,32 +17,60 @@ HINTS = {"hub cache": "remove it with `hf cache`", "LM Studio": "remove it in LM
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="NAME", help="a name of `pyllm list`")
+    parser.add_argument("--packed", action="store_true", help="only the packed weights that --pack-cache has kept; of any model")
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import errors, stores
+    from .. import errors, pack_cache, stores
 
-    found = _find(args.model)
-    if found.where != stores.OWN:
-        raise errors.ArgumentError(f"{args.model} is not in pyllm's cache but {found.path} ({found.where})\nhint: {HINTS[found.where]}")
-    files = [p for p in stores.part_paths(found.path) if p.exists() or p.is_symlink()]
-    if not files:
-        raise errors.ModelNotFound(f"{found.path} is gone\nhint: `pyllm list` shows what is here")
+    if args.packed:
+        model = _packed_model(args.model)
+        files = [e.path for e in pack_cache.of_model(model)]
+        what = f"the packed weights of {model}"
+        if not files:
+            raise errors.ModelNotFound(f"there are no packed weights of {args.model}\nhint: `pyllm list` shows what there is")
+    else:
+        found = _find(args.model)
+        if found.where != stores.OWN:
+            raise errors.ArgumentError(f"{args.model} is not in pyllm's cache but {found.path} ({found.where})\n"
+                                       f"hint: {HINTS[found.where]}; --packed removes only what pyllm keeps of it")
+        own = [p for p in stores.part_paths(found.path) if p.exists() or p.is_symlink()]
+        if not own:
+            raise errors.ModelNotFound(f"{found.path} is gone\nhint: `pyllm list` shows what is here")
+        files = [*own, *(e.path for e in pack_cache.of_model(found.path))]
+        what = f"{found.path}{' with its packed weights' if len(files) > len(own) else ''}"
+    return _remove(files, what, args)
+
+
+def _remove(files: list[Path], what: str, args: argparse.Namespace) -> int:
+    from .. import errors
+
     total = sum(p.lstat().st_size for p in files)
     if not args.yes:
         if not sys.stdin.isatty():
-            raise errors.ArgumentError(f"nobody can be asked whether {found.path} may go\nhint: pyllm rm -y {args.model}")
-        if not confirm(f"Remove {found.path} ({size(total)})?"):
+            raise errors.ArgumentError(f"nobody can be asked whether {what} may go\n"
+                                       f"hint: pyllm rm -y {'--packed ' if args.packed else ''}{args.model}")
+        if not confirm(f"Remove {what} ({size(total)})?"):
             note("nothing was removed")
             return 1
     try:
         for path in files:
             path.unlink()
     except OSError as e:
-        raise errors.FileError(f"{found.path} cannot be removed: {e.strerror}") from e
-    note(f"removed {found.path} ({size(total)})")
+        raise errors.FileError(f"{path} cannot be removed: {e.strerror}") from e
+    note(f"removed {what} ({size(total)})")
     return 0
+
+
+def _packed_model(name: str) -> Path:
+    """The file of a name or path; it need not be there any more."""
+    from .. import catalogue, stores
+
+    if name in catalogue.CATALOGUE:
+        return catalogue.CATALOGUE[name].path
+    found = None if Path(name).exists() else stores.find(name)
+    return found.path if found else Path(name)
 
 
 def _find(name: str) -> Found:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
-from ._options import add_kv, add_threads, whole
+from ._options import add_kv, add_pack_cache, add_threads, whole
 from ._output import has_colour, note, progress, styled
 from .screen import safe
 
@@ -78,6 +78,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_kv(parser)
     parser.add_argument("--lora", metavar="FILE[:SCALE]", type=adapter, action="append", default=[],
                         help="a LoRA adapter (GGUF) beside the model; again for more")
+    add_pack_cache(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message: how the model shall behave")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's own")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
@@ -197,7 +198,7 @@ def load(spec: str | None, args: argparse.Namespace) -> LLM:
     try:
         with progress(name) as show:
             return LLM(spec and os.path.expanduser(spec), args.ctx, args.threads, args.kv, chat_template=template, adapters=args.lora,
-                       progress=show)
+                       pack_cache=args.pack_cache, progress=show)
     finally:
         if passing:
             sys.stderr.write("\r\x1b[K")

@@ -124,16 +124,18 @@ static void bench_attention(const kernels *k) {
 }
 
 void bench(void) {
-    uint8_t *w = scratch(0, MEMORY);
+    uint8_t *w = scratch(0, MEMORY + 64);
+    w += (64 - (uintptr_t)w % 64) % 64;             /* as the engine's */
     memset(w, 1, MEMORY);
     for (int l = 0; l < n_levels; l++) {
         printf("%s\n", levels[l]->level);
         for (uint32_t type = 0; type < QTYPE_COUNT; type++) {
             char slot[64];
-            if (!qtype_get(type) || !qtype_get(type)->act) continue;
+            if (!qtype_get(type) || !qtype_get(type)->act || (only_type && strcmp(only_type, qtype_get(type)->name))) continue;
             snprintf(slot, sizeof slot, "matmul_%s", qtype_get(type)->name);
             if (slot_own(levels[l], slot)) bench_matmul(levels[l], type, w);
         }
+        if (only_type) continue;
         bench_vectors(levels[l]);
         bench_attention(levels[l]);
     }

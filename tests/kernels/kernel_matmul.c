@@ -21,7 +21,11 @@ typedef struct product {
     size_t a_bytes;
 } product;
 
-static int act_of(uint32_t type) { return qtype_get(type) ? qtype_get(type)->act : 0; }
+/* 0 for types without a product, or that --type leaves out. */
+static int act_of(uint32_t type) {
+    const qtype_info *q = qtype_get(type);
+    return q && (!only_type || !strcmp(only_type, q->name)) ? q->act : 0;
+}
 
 /* Sizes from which the buffers follow. The last group may have fewer than 16 rows, strides may be larger than needed. */
 static product product_new(uint32_t type, int64_t k, int m, int n_groups) {

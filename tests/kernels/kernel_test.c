@@ -14,6 +14,7 @@
 
 const kernels *levels[MAX_LEVELS];
 int n_levels, repeat = 4;
+const char *only_type;
 run_state run;
 
 static struct {
@@ -263,7 +264,7 @@ void fill_floats(float *p, int64_t n, int fill) {
 /* ---- main ------------------------------------------------------------------------------------------------------------------------ */
 
 static int usage(void) {
-    puts("usage: kernel_test [--seed N] [--repeat N] [--gap BYTES (a multiple of 64)] [--bench]");
+    puts("usage: kernel_test [--seed N] [--repeat N] [--gap BYTES (a multiple of 64)] [--type NAME] [--bench]");
     return 2;
 }
 
@@ -274,6 +275,7 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "--bench")) benching = 1;
         else if (!strcmp(argv[i], "--seed") && i + 1 < argc) rnd_state = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--repeat") && i + 1 < argc) repeat = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "--type") && i + 1 < argc) only_type = argv[++i];
         else if (!strcmp(argv[i], "--gap") && i + 1 < argc) gap = (size_t)atoi(argv[++i]) / 64 * 64;
         else return usage();
     }
@@ -294,6 +296,7 @@ int main(int argc, char **argv) {
         {"attention", test_attention}, {"matmul in double", test_matmul_exact}, {"vectors in double", test_vectors_exact},
         {"attention in double", test_attention_exact}};
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+        if (only_type && strncmp(tests[i].name, "matmul", 6)) continue;
         int64_t before = state.passed + state.failures;
         tests[i].run();
         printf("%-20s %8lld runs\n", tests[i].name, (long long)(state.passed + state.failures - before));

@@ -16,6 +16,7 @@
 
 /* ---- levels ---- */
 enum { MAX_LEVELS = 16 };
+extern const char *only_type;                   /* NULL, or the one weight type to test or to time the matmuls of */
 extern const kernels *levels[MAX_LEVELS];       /* [0] is ref */
 extern int n_levels;
 /* The symbol that fills a slot ("matmul_q4_k" -> "matmul_q4_k_avx2"); NULL if the level's table has no such slot. */

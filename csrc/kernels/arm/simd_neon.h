@@ -11,13 +11,18 @@ enum { ROWS = 4 };                      /* lanes of a register */
 typedef int32x4_t vi;
 typedef float32x4_t vf;
 
+static inline vi vi_keep(vi v) { __asm__("" : "+w"(v)); return v; }
 static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 static inline void vi_store(void *p, vi v) { vst1q_u8(p, vreinterpretq_u8_s32(v)); }
 static inline vi vi_set1(int32_t x) { return vdupq_n_s32(x); }
 static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 static inline vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 static inline vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
+static inline vi vi_add_u8(vi a, vi b) { return vreinterpretq_s32_u8(vaddq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
+static inline vi vi_subs_u8(vi a, vi b) { return vreinterpretq_s32_u8(vqsubq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
+static inline vi vi_avg_u8(vi a, vi b) { return vreinterpretq_s32_u8(vrhaddq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
 static inline vi vi_mul(vi a, vi b) { return vmulq_s32(a, b); }
 static inline vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
 static inline int32_t vi_max_lanes(vi a) { return vmaxvq_s32(a); }
@@ -52,6 +57,40 @@ static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {
     return vaddq_s32(acc, vpaddq_s32(vmull_s16(vget_low_s16(y), vget_low_s16(x)), vmull_high_s16(y, x)));
 }
 
+/* Bytes of ones where bits are set: bit 4r+j is that of byte j of lane r. vi_negate: -v there, in what vi_signed makes of v, too. */
+static inline vi vi_from_bits(const void *p) {
+    const uint8_t *b = p;
+    uint8x16_t v = vcombine_u8(vdup_n_u8(b[0]), vdup_n_u8(b[1])), bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
+    return vreinterpretq_s32_u8(vtstq_u8(v, bit));
+}
+static inline vi vi_negate(vi v, const void *bits) {
+    int8x16_t m = vreinterpretq_s8_s32(vi_from_bits(bits));
+    return vreinterpretq_s32_s8(vsubq_s8(veorq_s8(vreinterpretq_s8_s32(v), m), m));
+}
+/* ROWS numbers of 4 bits. */
+static inline vi vi_nibbles(const void *p) {
+    uint16_t four;
+    memcpy(&four, p, 2);
+    const int32_t shifts[4] = {0, -4, -8, -12};
+    return vandq_s32(vshlq_s32(vdupq_n_s32(four), vld1q_s32(shifts)), vdupq_n_s32(15));
+}
+/* The bytes of every 4 lanes by turns: those of the first 2 lanes, and of the last. */
+static inline vi vi_zip_low(vi a, vi b) { return vreinterpretq_s32_u8(vzip1q_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
+static inline vi vi_zip_high(vi a, vi b) { return vreinterpretq_s32_u8(vzip2q_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
+/* Entries of a table, one a lane; of 8 bytes: the first and the last 4. */
+static inline void vi_table8(const uint64_t *table, const unsigned *index, vi *low, vi *high) {
+    int32x4_t a = vreinterpretq_s32_u64(vcombine_u64(vld1_u64(table + index[0]), vld1_u64(table + index[1])));
+    int32x4_t b = vreinterpretq_s32_u64(vcombine_u64(vld1_u64(table + index[2]), vld1_u64(table + index[3])));
+    *low = vuzp1q_s32(a, b);
+    *high = vuzp2q_s32(a, b);
+}
+static inline vi vi_table4(const uint32_t *table, const unsigned *index) {
+    uint32x4_t v = vld1q_dup_u32(table + index[0]);
+    v = vld1q_lane_u32(table + index[1], v, 1);
+    v = vld1q_lane_u32(table + index[2], v, 2);
+    return vreinterpretq_s32_u32(vld1q_lane_u32(table + index[3], v, 3));
+}
+
 static inline vf vf_load(const float *p) { return vld1q_f32(p); }
 static inline void vf_store(float *p, vf v) { vst1q_f32(p, v); }
 static inline vf vf_set1(float x) { return vdupq_n_f32(x); }
@@ -69,6 +108,13 @@ static inline vi vi_from_vf(vf a) { return vcvtq_s32_f32(a); }
 static inline vf vf_bits(vi a) { return vreinterpretq_f32_s32(a); }
 static inline vi vi_bits(vf a) { return vreinterpretq_s32_f32(a); }
 static inline vf vf_f16(const void *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+/* 4-bit exponents and 3-bit mantissas as f16 with that exponent: 2^-7 of the value, subnormals included; 127, which is none, gives 0. */
+static inline vf vf_ue4m3(const void *p) {
+    uint32_t four;
+    memcpy(&four, p, 4);
+    uint16x4_t e = vget_low_u16(vmovl_u8(vcreate_u8(four))), h = vand_u16(vshl_n_u16(e, 7), vdup_n_u16(0x3f80));
+    return vcvt_f32_f16(vreinterpret_f16_u16(vbic_u16(h, vceq_u16(e, vdup_n_u16(127)))));
+}
 static inline vi vi_u16(const void *p) { return vreinterpretq_s32_u32(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p)))); }
 static inline vf vf_bf16(const void *p) { return vf_bits(vi_shl(vi_u16(p), 16)); }
 static inline vi vi_u8(const void *p) {

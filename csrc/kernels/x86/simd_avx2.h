@@ -1,40 +1,9 @@
-/* The vector vocabulary of the kernel templates, AVX2 with FMA and F16C: 8 lanes a register, 16 as two of them. */
+/* The vector vocabulary of the kernel templates, AVX2: simd_256.h and 8-bit dot products by vpmaddubsw. */
 #ifndef PYLLM_SIMD_AVX2_H
 #define PYLLM_SIMD_AVX2_H
-#include <immintrin.h>
-#include <stdint.h>
+#include "simd_256.h"
 
 #define LEVEL avx2
-enum { ROWS = 8 };                      /* lanes of a register */
-#define COLS 4                          /* activation rows of a register tile, 4 or 8 */
-typedef __m256i vi;
-typedef __m256 vf;
-
-static inline vi vi_load(const void *p) { return _mm256_loadu_si256(p); }
-static inline void vi_store(void *p, vi v) { _mm256_storeu_si256(p, v); }
-static inline vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
-static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
-static inline vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
-static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
-static inline vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
-static inline vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
-static inline vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
-static inline int32_t vi_max_lanes(vi a) {
-    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
-    return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
-}
-static inline int32_t vi_sum_lanes(vi a) {
-    __m128i m = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    m = _mm_add_epi32(m, _mm_shuffle_epi32(m, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
-}
-static inline vi vi_shl(vi a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
-static inline vi vi_shr(vi a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
-static inline vi vi_sra(vi a, int n) { return _mm256_sra_epi32(a, _mm_cvtsi32_si128(n)); }
-static inline vi vi_lookup(vi index, const int8_t *table) {
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), index);
-}
 
 /* vpmaddubsw adds two products in int16: bytes up to 127 cannot saturate (127*127*2 < 32768). Signed bytes go in as |w| (128 for -128, which
    fits: 128*127*2 = 32512) against a with w's sign; a is never -128. */
@@ -66,36 +35,4 @@ static inline int32_t signed_start(int32_t sum) { (void)sum; return 0; }
 static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(*(const int32_t *)a)));
 }
-
-static inline vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
-static inline void vf_store(float *p, vf v) { _mm256_storeu_ps(p, v); }
-static inline vf vf_set1(float x) { return _mm256_set1_ps(x); }
-static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
-static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
-static inline vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
-static inline vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-static inline vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-static inline vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
-static inline vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-static inline vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
-static inline vf vf_fma1(vf a, const float *x, vf c) { return _mm256_fmadd_ps(a, _mm256_broadcast_ss(x), c); }
-static inline vf vf_from_vi(vi a) { return _mm256_cvtepi32_ps(a); }
-static inline vi vi_from_vf(vf a) { return _mm256_cvttps_epi32(a); }
-static inline vf vf_bits(vi a) { return _mm256_castsi256_ps(a); }
-static inline vi vi_bits(vf a) { return _mm256_castps_si256(a); }
-static inline vf vf_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-static inline vf vf_bf16(const void *p) { return vf_bits(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16)); }
-static inline vi vi_u16(const void *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
-static inline vi vi_u8(const void *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
-static inline vi vi_i8(const void *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
-static inline void vi_store_i8(int8_t *p, vi v) {
-    __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(w, w));
-}
-static inline void vf_store_f16(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
-static inline vf vf_table(vi index, const float *table) {
-    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
-    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
-}
-static inline vf vf_less(vf x, vf y, vf a, vf b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_LT_OQ)); }
 #endif

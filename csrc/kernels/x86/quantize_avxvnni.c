@@ -1,0 +1,3 @@
+#include "simd_avxvnni.h"
+
+#include "../quantize_tmpl.h"

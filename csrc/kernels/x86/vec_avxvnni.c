@@ -1,0 +1,3 @@
+#include "simd_avxvnni.h"
+
+#include "../vec_tmpl.h"
