@@ -11,10 +11,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pyllm.build import Builder, Value
     from pyllm.hparams import Config
 
@@ -54,6 +53,8 @@ class Arch:
 def permute_heads(values: NDArray[Any], heads: int) -> NDArray[Any]:
     """Reorders the rows (or bias elements) of q or k inside each head from (i, i + n/2) pairs to (2i, 2i + 1) neighbours, the
     order in which GGUF keeps families with neox = False."""
+    import numpy as np
+
     shape = values.shape
     return np.ascontiguousarray(values.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape))
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from math import sqrt  # correctly rounded everywhere, so fit for a tape
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from numpy.typing import NDArray
-
 from . import Arch
 from .llama import Llama
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pyllm.build import Builder, Value
     from pyllm.hparams import Config
 

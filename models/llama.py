@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from numpy.typing import NDArray
-
 from . import Arch, permute_heads
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pyllm.build import Builder, Value
     from pyllm.hparams import Config
 

@@ -6,13 +6,14 @@ import os
 import reprlib
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import errors
 from ._core import check, ffi, lib, new_error
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # GGUF value types in the order of their ids; None: bool, string and array, which are decoded apart.
 _CODES = ("B", "b", "H", "h", "I", "i", "f", None, None, None, "Q", "q", "d")
@@ -63,6 +64,8 @@ class Metadata(Mapping[str, Any]):
                                      "hint: convert the model again with a current converter")
         data = bytes(ffi.buffer(item.data, item.count * struct.calcsize("<" + code))) if item.count else b""
         if item.type == _ARRAY:
+            import numpy as np  # not at the top: the first token of a program does without
+
             return np.frombuffer(data, np.dtype(code).newbyteorder("<"))
         return struct.unpack("<" + code, data)[0]
 
@@ -104,6 +107,8 @@ class GGUF:
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor's values as float32, numpy order: the contiguous dimension last. Raises UnsupportedModel for unknown tensor types."""
+        import numpy as np
+
         if name not in self.tensors:
             raise errors.ArgumentError(f"{self.path}: there is no tensor {name!r}")
         info, raw, err = self.tensors[name], ffi.new("pyllm_tensor *"), new_error()
