@@ -11,10 +11,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pyllm.build import Builder, Value
     from pyllm.hparams import Config
 
@@ -58,6 +58,8 @@ class Arch:
 
 def neighbours(n: int, heads: int) -> NDArray[np.intp]:
     """Row order of q or k for families with neox = False: inside each head, pairs (i, i + n/2) become neighbours (2i, 2i + 1)."""
+    import numpy as np
+
     return np.array(np.arange(n).reshape(heads, 2, -1).swapaxes(1, 2).ravel())
 
 

@@ -10,6 +10,7 @@ from . import Arch
 from .llama import Llama
 
 if TYPE_CHECKING:
+
     from pyllm.build import Builder, Value
     from pyllm.hparams import Config
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from . import errors as errors
     from .errors import Error as Error
     from .llm import LLM as LLM
-    from .llm import Session as Session
     from .replies import Chunk as Chunk
     from .replies import Logprob as Logprob
     from .replies import Plan as Plan
@@ -21,11 +20,13 @@ if TYPE_CHECKING:
     from .replies import Stream as Stream
     from .replies import Timings as Timings
     from .replies import Usage as Usage
+    from .session import Session as Session
     from .tokenizer import Tokenizer as Tokenizer
 
 _HOMES = {
-    "llm": ("LLM", "Session"),
+    "llm": ("LLM",),
     "replies": ("Chunk", "Logprob", "Plan", "Reply", "Stream", "Timings", "Usage"),
+    "session": ("Session",),
     "tokenizer": ("Tokenizer",),
 }
 

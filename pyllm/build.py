@@ -5,16 +5,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from math import sqrt  # correctly rounded everywhere (IEEE 754), so fit for a tape
-from typing import Protocol, overload
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol, overload
 
 from . import errors, hparams, rope
 from ._core import steady_floats
 from .gguf import Adapter
 from .hparams import Config
 from .models import Arch, families
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class File(Protocol):

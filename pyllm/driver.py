@@ -195,7 +195,7 @@ class Driver:
         for r, g in zip(rows, generations, strict=True):
             if not r.want:
                 continue
-            logits = self._engine.logits[at]
+            logits = self._engine.logits_row(at)
             at += 1
             if g.cancelled:
                 continue

@@ -6,21 +6,24 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from . import errors, weights
 from ._core import check, ffi, lib, new_error
 from .gguf import GGUF
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 MAX_ROWS = 512      # rows of one step: a prompt chunk keeps the matrix kernels busy
 MAX_SEQS = 16
 MAX_LOGITS = 64
 
+_untouched = ffi.new_allocator(should_clear_after_alloc=False)      # pages come when they are written
 
 class Engine:
     """A loaded model with its KV cache. gguf: handle of an open file; tape: text of docs/tape.md; n_positions: KV room in tokens.
@@ -50,10 +53,8 @@ class Engine:
         self._engine = made[0]
         self.n_vocab: int = lib.pyllm_model_n_vocab(self._model)
         self.weight_bytes: int = lib.pyllm_model_weight_bytes(self._model)
-        self._tokens = np.zeros(MAX_ROWS, np.int32)
-        self._seqs = np.zeros(MAX_ROWS, np.int32)
-        self._want = np.zeros(MAX_ROWS, np.uint8)
-        self.logits: NDArray[np.float32] = np.empty((MAX_LOGITS, self.n_vocab), np.float32)
+        self._tokens, self._seqs, self._want = (ffi.new(f"{kind}[]", MAX_ROWS) for kind in ("int32_t", "int32_t", "uint8_t"))
+        self._logits = _untouched("float[]", MAX_LOGITS * self.n_vocab)
         self._pid = os.getpid()
 
     def close(self) -> None:
@@ -95,19 +96,30 @@ class Engine:
         for seq, tokens, want in rows:
             n = len(tokens)
             self._tokens[at:at + n] = tokens
-            self._seqs[at:at + n] = seq
-            self._want[at:at + n - want] = 0
-            self._want[at + n - want:at + n] = 1
+            self._seqs[at:at + n] = [seq] * n
+            self._want[at:at + n] = [0] * (n - want) + [1] * want
             at += n
             wanted += want
         err = new_error()
-        check(lib.pyllm_step(self._engine, at, ffi.from_buffer("int32_t *", self._tokens), ffi.from_buffer("int32_t *", self._seqs),
-                             ffi.from_buffer("uint8_t *", self._want), ffi.from_buffer("float *", self.logits), self._cancel, err), err)
+        check(lib.pyllm_step(self._engine, at, self._tokens, self._seqs, self._want, self._logits, self._cancel, err), err)
         return wanted
+
+    @cached_property
+    def logits(self) -> NDArray[np.float32]:
+        """float32 [MAX_LOGITS, n_vocab], written to by every step."""
+        import numpy as np  # not at the top: the first token of a program does without
+
+        return np.frombuffer(ffi.buffer(self._logits), np.float32).reshape(MAX_LOGITS, self.n_vocab)
+
+    def logits_row(self, i: int) -> Any:
+        """Row i of `logits` as a buffer of floats."""
+        return ffi.buffer(self._logits + i * self.n_vocab, 4 * self.n_vocab)
 
     @contextmanager
     def profile(self) -> Iterator[NDArray[np.float64]]:
         """While open, every step of the tape adds its seconds to its place in the array that is yielded."""
+        import numpy as np
+
         seconds = np.zeros(lib.pyllm_model_n_steps(self._model))
         lib.pyllm_engine_profile(self._engine, ffi.from_buffer("double *", seconds))
         try:
@@ -117,7 +129,8 @@ class Engine:
 
     @contextmanager
     def observe(self, widths: Mapping[int, int]) -> Iterator[dict[int, NDArray[np.float64]]]:
-        """While open, the squares of the first input of step i of the tape, `widths[i]` values a row, add up in array i of what is yielded."""
+        """While open, the squares of the first input of step i of the tape, `widths[i]` values a row, add up in array i of what is
+        yielded."""
         sums = {i: np.zeros(width) for i, width in widths.items()}
         places = ffi.new("double *[]", lib.pyllm_model_n_steps(self._model))
         for i, a in sums.items():
@@ -129,9 +142,11 @@ class Engine:
             lib.pyllm_engine_observe(self._engine, ffi.NULL)
 
     def write(self, tensor: str, first: int, rows: NDArray[np.uint8]) -> None:
-        """Overwrites rows [first, first + len(rows)) of a matrix in memory; rows: uint8 [n, bytes of a row], in the type that its file has."""
+        """Overwrites rows [first, first + len(rows)) of a matrix in memory; rows: uint8 [n, bytes of a row], in the type that its file
+        has."""
         err = new_error()
-        check(lib.pyllm_model_write(self._model, tensor.encode("utf-8", "surrogateescape"), first, len(rows), ffi.from_buffer(rows), err), err)
+        name = tensor.encode("utf-8", "surrogateescape")
+        check(lib.pyllm_model_write(self._model, name, first, len(rows), ffi.from_buffer(rows), err), err)
 
     def save(self, seq: int) -> bytes:
         """The sequence's KV cache as bytes, checksummed."""

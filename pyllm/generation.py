@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
 import reprlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .replies import Chunk, FinishReason, Logprob, Reply, Timings, Usage
-from .sampling import LogitsProcessor, Options, Sampler
+from .sampling import Options, Sampler
 from .scheduler import Task
 from .thinking import ReasoningSplitter
 from .tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from .sampling import LogitsProcessor
 
 
 class StopFilter:
@@ -84,8 +84,8 @@ class Generation:
         """Its first step is about to run."""
         self._begun = self._begun or time.perf_counter()
 
-    def accept(self, logits: NDArray[np.float32]) -> None:
-        """Chooses the next token from the logits of the last row; ends the request where it has to end."""
+    def accept(self, logits: Any) -> None:
+        """Chooses the next token from the logits of the last row, a buffer of n_vocab floats; ends the request where it has to end."""
         if self._options.logits_processor is not None:
             logits = self._processed(self._options.logits_processor, logits)
         token = self._sampler.sample(logits, len(self.task.tokens))
@@ -104,8 +104,11 @@ class Generation:
         elif len(self.task.tokens) - self.n_prompt >= self._limit:
             self._finish("length")
 
-    def _processed(self, processor: LogitsProcessor, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        mine: NDArray[np.float32] = logits.copy()
+    def _processed(self, processor: LogitsProcessor, logits: Any) -> Any:
+        import numpy as np
+
+        mine = np.frombuffer(logits, np.float32).copy()
+        shape = mine.shape
         changed = processor(tuple(self.task.tokens), mine)
         if changed is None:
             return mine
@@ -113,11 +116,11 @@ class Generation:
             raw = np.asarray(changed)
             if raw.dtype.kind not in "fiu":
                 raise TypeError(f"values of type {raw.dtype}")
-            out: NDArray[np.float32] = np.ascontiguousarray(raw, np.float32)
+            out = np.ascontiguousarray(raw, np.float32)
         except (TypeError, ValueError) as e:
             raise errors.ArgumentError(f"logits_processor returned {reprlib.repr(changed)}, not logits: {e}") from None
-        if out.shape != logits.shape:
-            raise errors.ArgumentError(f"logits_processor returned shape {out.shape}, not {logits.shape}")
+        if out.shape != shape:
+            raise errors.ArgumentError(f"logits_processor returned shape {out.shape}, not {shape}")
         return out
 
     def fail(self, error: BaseException) -> None:
@@ -201,6 +204,8 @@ class Generation:
             yield chunk
 
     async def chunks_async(self) -> AsyncIterator[Chunk]:
+        import asyncio
+
         self.check_fork()
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 

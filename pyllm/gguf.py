@@ -6,13 +6,14 @@ import os
 import reprlib
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import errors
 from ._core import check, ffi, lib, new_error
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # GGUF value types in the order of their ids; None: bool, string and array, which are decoded apart.
 _CODES = ("B", "b", "H", "h", "I", "i", "f", None, None, None, "Q", "q", "d")
@@ -77,6 +78,8 @@ class Metadata(Mapping[str, Any]):
                                      "hint: convert the model again with a current converter")
         data = bytes(ffi.buffer(item.data, item.count * struct.calcsize("<" + code))) if item.count else b""
         if item.type == _ARRAY:
+            import numpy as np  # not at the top: the first token of a program does without
+
             return np.frombuffer(data, np.dtype(code).newbyteorder("<"))
         return struct.unpack("<" + code, data)[0]
 

@@ -17,9 +17,6 @@ from numbers import Integral
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from . import errors, memory
 from ._core import ffi, lib
 from .build import build
@@ -31,15 +28,17 @@ from .gguf import GGUF, file_path
 from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
-from .session import Session as Session
-from .session import Slot
 from .thinking import ReasoningSplitter
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .chat import ChatTemplate
+    from .session import Session, Slot
 
 T = TypeVar("T")
 
@@ -134,11 +133,15 @@ class LLM:
 
     def session(self, messages: Sequence[Message] = ()) -> Session:
         """A conversation that keeps its KV cache between turns."""
+        from .session import Session
+
         self._check()
         return Session(self, messages)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position: float32 [len(ids), n_vocab]; row i predicts token i + 1. Raises ContextOverflow."""
+        import numpy as np
+
         self._check()
         tokens = self._ids(ids)
         out = np.empty((len(tokens), self._engine.n_vocab), np.float32)
@@ -230,6 +233,8 @@ class LLM:
     def profile(self, test: str, depth: int = 0, reps: int = 5) -> list[tuple[Cost, float]]:
         """What every step of the tape did in one run of a test of `bench`, as (its work, seconds): the median of `reps` runs. One
         sequence only."""
+        import numpy as np
+
         kind, n, count = _test(test)
         if count > 1:
             raise errors.ArgumentError(f"test {test!r} cannot be profiled\nhint: pp512, tg128 and so on")

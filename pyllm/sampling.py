@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from operator import index
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from . import errors
 from ._core import check, ffi, lib, new_error, steady_floats
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .tokenizer import Tokenizer
 
-LogitsProcessor = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32] | None]
+    LogitsProcessor = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32] | None]
+
 DRY_BREAKERS = ("\n", ":", '"', "*")
 
 
@@ -115,7 +116,7 @@ class Sampler:
     def __init__(self, options: Options, tokenizer: Tokenizer, n_vocab: int) -> None:
         s = ffi.new("pyllm_sampling *")
         lib.pyllm_sampling_defaults(s)
-        seed = secrets.randbits(64) if options.seed is None else options.seed
+        seed = int.from_bytes(os.urandom(8), "little") if options.seed is None else options.seed
         if not -(1 << 63) <= seed < 1 << 64:
             raise errors.ArgumentError(f"seed is {seed}, must fit in 64 bits")
         s.seed = seed & ((1 << 64) - 1)
@@ -143,8 +144,8 @@ class Sampler:
     def accept(self, ids: Sequence[int]) -> None:
         check(lib.pyllm_sampler_accept(self._sampler, ffi.new("int32_t[]", ids), len(ids), self._err), self._err)
 
-    def sample(self, logits: NDArray[np.float32], position: int) -> int:
-        """The token for absolute position `position`; NonFiniteLogits if logits [n_vocab] hold a NaN or +inf."""
+    def sample(self, logits: Any, position: int) -> int:
+        """The token for absolute position `position`; NonFiniteLogits if logits, a buffer of n_vocab floats, hold a NaN or +inf."""
         rc = lib.pyllm_sampler_sample(self._sampler, ffi.from_buffer("float *", logits), position, self._id, self._top, self._n_top or 0,
                                       self._err)
         if rc == lib.PYLLM_ERR_ARG:

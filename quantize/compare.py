@@ -31,8 +31,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one model at every scored position, float64 [n]: kld from the reference (nats, of the reference itself 0), nll of the text's next token
-    (nats), same: whether the likeliest token is the reference's."""
+    """Of one model at every scored position, float64 [n]: kld from the reference (nats, of the reference itself 0), nll of the text's next
+    token (nats), same: whether the likeliest token is the reference's."""
 
     kld: Floats
     nll: Floats
@@ -41,9 +41,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a model's scores amount to. kld: mean; kld_99: its 99th percentile; kld_max: the largest; top: share of positions with the
-    reference's likeliest token; ratio: perplexity over the reference's, position by position, so that its error is much smaller than the two
-    perplexities'."""
+    """What a model's scores amount to. kld: mean; kld_99: its 99th percentile; kld_max: the largest; top: share of positions with
+    the
+    reference's likeliest token; ratio: perplexity over the reference's, position by position, so that its error is much smaller than the
+    two perplexities'."""
 
     perplexity: Estimate
     kld: Estimate
@@ -69,7 +70,8 @@ def compare(reference: LLM, candidates: Sequence[LLM], text: str | bytes, ctx: i
     return list(estimates(reference, candidates, text, ctx, chunks))[-1]
 
 
-def estimates(reference: LLM, candidates: Sequence[LLM], text: str | bytes, ctx: int = 512, chunks: int | None = None) -> Iterator[Comparison]:
+def estimates(reference: LLM, candidates: Sequence[LLM], text: str | bytes, ctx: int = 512,
+              chunks: int | None = None) -> Iterator[Comparison]:
     """As compare, the estimates so far after every chunk."""
     models = [reference, *candidates]
     cut = split(reference, text, ctx)[:chunks]
@@ -101,9 +103,11 @@ def chunk_scores(models: Sequence[LLM], chunk: Sequence[int]) -> list[Scores]:
     return [Scores(np.array(kld), np.array(nll), np.array(same)) for kld, nll, same in (zip(*found, strict=True) for found in rows)]
 
 
-def row_scores(logits: Sequence[NDArray[np.float32]], token: int) -> list[tuple[float, float, bool]]:
-    """(KLD from the first model, negative log-likelihood of the token, same likeliest token) of every model at one position. logits: [n_vocab]
-    of each."""
+
+def row_scores(logits: Sequence[NDArray[np.float32]], token: int) -> list[tuple[float, float,
+bool]]:
+    """(KLD from the first model, negative log-likelihood of the token, same likeliest token) of every model at one position. logits:
+    [n_vocab] of each."""
     x = logits[0].astype(np.float64)
     x -= x.max()
     weight = np.exp(x)

@@ -1,6 +1,7 @@
 """Importance matrices: how strongly the columns of each matrix are used, as sums of squares of what is multiplied with them.
 
-A quantizer that weights its errors by them spends its codes on the columns that matter. The file is GGUF, laid out as llama.cpp's imatrix tool
+A quantizer that weights its errors by them spends its codes on the columns that matter. The file is GGUF, laid out as llama.cpp's imatrix
+tool
 writes it: for each matrix NAME a tensor NAME.in_sum2, f32 [width] (stacks of matrices: [width, matrices]), and NAME.counts, f32 [1] ([1,
 matrices]): rows that went in. Its older format, recognised by the missing magic number, can be read.
 """
@@ -32,8 +33,8 @@ _MAX_NAME = 1 << 16             # bytes of a name in the older format: more mean
 
 @dataclass(frozen=True)
 class Imatrix:
-    """sums: of squares, by tensor, float32 [matrices, width]; counts: rows that they are sums of, float32 [matrices]. datasets: names of the
-    texts, which were cut into chunk_count chunks of chunk_size tokens."""
+    """sums: of squares, by tensor, float32 [matrices, width]; counts: rows that they are sums of, float32 [matrices]. datasets: names of
+    the texts, which were cut into chunk_count chunks of chunk_size tokens."""
 
     sums: Mapping[str, NDArray[np.float32]]
     counts: Mapping[str, NDArray[np.float32]]
@@ -77,7 +78,8 @@ def products(tape: str, output: bool = False) -> dict[int, list[str]]:
     """The matrices that each step of a tape multiplies its input with: index of the step -> names of tensors. Without output those behind
     `rows` are left out: the matrix that makes the logits."""
     found: dict[int, list[str]] = {}
-    steps = (line.split(" ") for line in tape.splitlines() if line and not line.startswith(("#", "pyllm-tape", "hparam", "ignore", "table")))
+    other = ("#", "pyllm-tape", "hparam", "ignore", "table")
+    steps = (line.split(" ") for line in tape.splitlines() if line and not line.startswith(other))
     for i, (op, _, *words) in enumerate(steps):
         if op == "rows" and not output:
             break
@@ -93,7 +95,8 @@ def compute(llm: LLM, text: str | bytes, dataset: str, ctx: int = 512, chunks: i
     return list(estimates(llm, text, dataset, ctx, chunks, output=output))[-1]
 
 
-def estimates(llm: LLM, text: str | bytes, dataset: str, ctx: int = 512, chunks: int | None = None, *, output: bool = False) -> Iterator[Imatrix]:
+def estimates(llm: LLM, text: str | bytes, dataset: str, ctx: int = 512, chunks: int | None = None, *,
+              output: bool = False) -> Iterator[Imatrix]:
     """As compute, the sums so far after every chunk."""
     steps = products(llm.on_engine(lambda e: e.tape), output)
     with GGUF(llm.path) as gguf:
@@ -165,9 +168,10 @@ def _load_gguf(path: str) -> Imatrix:
                        _count(kv.get("imatrix.chunk_size")))
 
 
+
 def _load_old(path: str) -> Imatrix:
-    """i32 entries; each: i32 length, name, i32 calls, i32 values, f32 values (means times calls). Then, if at all, i32 chunks and the text's
-    name."""
+    """i32 entries; each: i32 length, name, i32 calls, i32 values, f32 values (means times calls). Then, if at all, i32 chunks and the
+    text's name."""
     with reading(Path(path)):
         data = Path(path).read_bytes()
     at = 0

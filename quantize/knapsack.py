@@ -1,6 +1,7 @@
 """The multiple-choice knapsack: one option for each item, total size within a budget, least total cost.
 
-Lagrangian relaxation gives a lower bound, and a greedy solution an upper one. An option whose reduced cost exceeds the gap between the two can
+Lagrangian relaxation gives a lower bound, and a greedy solution an upper one. An option whose reduced cost exceeds the gap between the two
+can
 be in no better solution; what remains is little, and dynamic programming over the Pareto-optimal (size, cost) pairs solves it. Source: the
 usual method for this problem (Kellerer, Pferschy, Pisinger: Knapsack Problems, chapter 11).
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +69,7 @@ def _greedy(items: Sequence[_Item], budget: int) -> tuple[list[int], float]:
     chosen, room = [0] * len(items), budget - int(sum(item.size[0] for item in items))
     hulls = [_hull(item) for item in items]
     steps = sorted(((_slope(item, a, b), t, a, b) for t, (item, hull) in enumerate(zip(items, hulls, strict=True))
-                    for a, b in zip(hull, hull[1:], strict=False)), key=lambda s: (-s[0], s[1], s[2]))
+                    for a, b in pairwise(hull)), key=lambda s: (-s[0], s[1], s[2]))
     broken = 0.0
     for slope, t, a, b in steps:
         size = int(items[t].size[b] - items[t].size[a])

@@ -24,7 +24,8 @@ _MEASURABLE = ("f32", "f16", "bf16", "q8_0")
 
 @dataclass(frozen=True)
 class Target:
-    """kind: "size" in bytes of the file, "bpw" in bits of its tensors' data for each parameter, or "kld" in nats, mean on the calibration text."""
+    """kind: "size" in bytes of the file, "bpw" in bits of its tensors' data for each parameter, or "kld" in nats, mean on the calibration
+    text."""
 
     kind: str
     value: float
@@ -76,7 +77,8 @@ class Search:
                      for f in (min, max))
         best = self.within(high)
         if self.expected(best) > kld:
-            raise errors.ArgumentError(f"a KL divergence of {kld:.3g} cannot be reached: the largest types leave about {self.expected(best):.3g}\n"
+            raise errors.ArgumentError(f"a KL divergence of {kld:.3g} cannot be reached: "
+                                       f"the largest types leave about {self.expected(best):.3g}\n"
                                        "hint: a larger target")
         while high - low > 1 + high // 10000:
             middle = (low + high) // 2
@@ -114,7 +116,8 @@ def measured(source: GGUFSource, out: str | os.PathLike[str], calibration: Calib
     for t in some:
         if type_name(t.type_id) not in _MEASURABLE:
             raise errors.ArgumentError(f"{source.name}: tensor {t.name} is {type_name(t.type_id).upper()}; a target needs a source in "
-                                       f"{', '.join(k.upper() for k in _MEASURABLE)}\nhint: start from an F16, BF16 or F32 file, or name a type")
+                                       f"{', '.join(k.upper() for k in _MEASURABLE)}\n"
+                                        "hint: start from an F16, BF16 or F32 file, or name a type")
     with State(state_path(out), sensitivity.state_key(source, calibration, imatrix)) as state, \
             LLM(source.files[0], ctx=calibration.ctx, threads=n_threads, kv="f32") as llm:
         probe = sensitivity.Probe(llm, source, calibration, importance)

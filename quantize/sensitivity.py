@@ -1,6 +1,7 @@
 """How much each tensor's quantization costs: the divergence that it causes on a calibration text, by type.
 
-For small changes of the weights the divergence of a model from itself is quadratic in them and nearly additive over tensors. So each tensor is
+For small changes of the weights the divergence of a model from itself is quadratic in them and nearly additive over tensors. So each
+tensor is
 quantized by itself, once, to a coarse type, and the divergence is measured by running the model. For the other types it is scaled by the
 ratio of the quantization errors, which need no run: sums of squares, weighted by the importance of the columns, over a sample of rows.
 """
@@ -162,8 +163,8 @@ def _log_sum(logits: Floats) -> float:
 # ---- what was measured before ----
 
 class State:
-    """Measurements as lines of JSON in a file, so that a killed run goes on where it was. key: what they depend on; a file of another key is
-    begun anew. A line that was cut off is dropped."""
+    """Measurements as lines of JSON in a file, so that a killed run goes on where it was. key: what they depend on; a file of another key
+    is begun anew. A line that was cut off is dropped."""
 
     def __init__(self, path: str | os.PathLike[str], key: Mapping[str, Any]) -> None:
         self.path = Path(path)

@@ -1,9 +1,12 @@
-"""Makes a float checkpoint out of a quantized one, whose weights lie on no type's grid: the values that the file stands for plus seeded uniform noise.
+"""Makes a float checkpoint out of a quantized one, whose weights lie on no type's grid: the values that the file stands for plus seeded
+uniform noise.
 
     python tools/make_noisy.py IN.gguf OUT.gguf [--type f32|f16] [--seed N] [--check TEXT [--ctx N] [--chunks N]]
 
-Quantizers are compared fairly only on such weights: on dequantized ones, the type that they came from is exact. The noise is
-half a quantization step wide, a quarter of a step to both sides, with the step of the block that a weight was coded in. Vectors are kept. --check prints the perplexities of both files on a text and fails if they differ by more than 3 %.
+Quantizers are compared fairly only on such weights: on dequantized ones, the type that they came from is exact. The noise
+is
+half a quantization step wide, a quarter of a step to both sides, with the step of the block that a weight was coded in. Vectors are kept.
+--check prints the perplexities of both files on a text and fails if they differ by more than 3 %.
 """
 
 from __future__ import annotations
@@ -64,7 +67,8 @@ def make(source: Path, out: Path, kind: str, seed: int) -> None:
                 rows, at_once = n_rows(t.dims), max(1, SLAB // t.dims[0])
                 for at in range(0, rows, at_once):
                     end = min(at + at_once, rows)
-                    w.write(noisy(t, at, end, rng).astype(np.float16 if kind == "f16" else np.float32) if len(t.dims) > 1 else t.raw(at, end))
+                    dtype = np.float16 if kind == "f16" else np.float32
+                    w.write(noisy(t, at, end, rng).astype(dtype) if len(t.dims) > 1 else t.raw(at, end))
             w.commit()
 
 

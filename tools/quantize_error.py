@@ -4,14 +4,16 @@
     python tools/quantize_error.py --tiny FILE [--type q4_k ...] [--rows N] [--threads N] [--peer native|avx2] [--peer-python PYTHON]
                                    [--speed] [--rounds 5] [--write docs/quantize.md]
 
-The peer is ggml_quantize_chunk of the library inside llama-cpp-python (the environment of tools/bench_peers.py). The error of a type is the sum
+The peer is ggml_quantize_chunk of the library inside llama-cpp-python (the environment of tools/bench_peers.py). The error of a type is
+the sum
 of w * (x - decoded)^2 over all matrices whose rows are whole blocks of it, decoded by the gguf package; w is 1, or drawn per column from a
 log-normal distribution (seeded). Matrices: those of a float GGUF file (--tiny: the random model of the reference data), Whisper base as
 published (F16) and the 1536-wide ones of MiniLM (F32); tools/fetch_models.py whisper-base-ct2 minilm fetches the last two. Prints ratios
 ours / theirs. Exit status: 0, or 1 if a ratio is above 1.
 
---speed: millions of elements a second on one thread, one after the other in rounds; medians. --write: puts the tables into a page, each between
-its marks.
+
+--speed: millions of elements a second on one thread, one after the other in rounds; medians. --write: puts the tables into a page, each
+between its marks.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from pyllm.gguf import GGUF
 
 Floats = NDArray[np.float32]
 Encoder = Callable[[int, Floats, Floats | None], NDArray[np.uint8]]
-TYPES = ("f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "iq3_s", "mxfp4")
+TYPES = ("f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs",
+         "iq3_s", "mxfp4")
 IDS = {name: gguf.GGMLQuantizationType[name.upper()].value for name in TYPES}
 SLAB = 1 << 20                      # elements quantized and decoded at a time
 
@@ -101,9 +104,10 @@ def tiny(path: Path) -> Iterator[Floats]:
                 yield file.read(name)
 
 
+
 def whisper(path: Path) -> Iterator[Floats]:
-    """F16 matrices of a CTranslate2 model: u32 version, spec name, u32 revision, u32 count, then name, rank, u32 dimensions, type, u32 bytes, data
-    of each variable. Names: u16 length, text."""
+    """F16 matrices of a CTranslate2 model: u32 version, spec name, u32 revision, u32 count, then name, rank, u32 dimensions, type, u32
+    bytes, data of each variable. Names: u16 length, text."""
     def number(f: BinaryIO, n: int) -> int:
         return int.from_bytes(f.read(n), "little")
 
@@ -200,7 +204,8 @@ def speed_table(types: list[str], peer: Encoder, rounds: int) -> list[str]:
 
 def put(page: Path, name: str, lines: list[str]) -> None:
     """Puts lines between the marks <!-- name --> and <!-- end --> of a page."""
-    text, n = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + "\n".join(lines) + "\n" + m[2], page.read_text(), flags=re.S)
+    text, n = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + "\n".join(lines) + "\n" + m[2],
+                      page.read_text(), flags=re.S)
     if n != 1:
         raise SystemExit(f"{page} has no marks <!-- {name} --> and <!-- end -->")
     page.write_text(text)

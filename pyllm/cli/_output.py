@@ -147,7 +147,8 @@ class _Bar:
 
 def bar_line(label: str, done: int, total: int, fresh: int, seconds: float, columns: int, encoding: str | None = "utf-8",
              unit: str = "MB") -> str:
-    """One line of less than `columns` characters: label, bar, how much is done (bytes as megabytes with the rate of the `fresh` ones), time left."""
+    """One line of less than `columns` characters: label, bar, how much is done (bytes as megabytes with the rate of the `fresh` ones),
+    time left."""
     rate = fresh / seconds if seconds > 0 else 0.0
     text = f"{done / 1e6:.1f}/{total / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s" if unit == "MB" else f"{done}/{total} {unit}"
     if rate and done < total:

@@ -68,6 +68,6 @@ def _json(args: argparse.Namespace, files: list[str], sizes: list[int], found: C
 
     return {"file": args.file, "ctx": args.ctx, "chunks": found.n_chunks, "tokens": found.n_tokens, "kv": args.kv,
             "reference": {"model": files[0], "bytes": sizes[0], "perplexity": pair(found.perplexity)},
-            "candidates": [{"model": f, "bytes": n, "kld": pair(c.kld), "kld_99": pair(c.kld_99), "kld_max": c.kld_max, "same_top": pair(c.top),
-                            "perplexity": pair(c.perplexity), "perplexity_ratio": pair(c.ratio)}
+            "candidates": [{"model": f, "bytes": n, "kld": pair(c.kld), "kld_99": pair(c.kld_99), "kld_max": c.kld_max,
+                            "same_top": pair(c.top), "perplexity": pair(c.perplexity), "perplexity_ratio": pair(c.ratio)}
                            for f, n, c in zip(files[1:], sizes[1:], found.candidates, strict=True)]}

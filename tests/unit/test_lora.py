@@ -168,7 +168,8 @@ def test_base_models(llama: Files, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(llama: Files, tmp_path: Path) -> None:
     other = Files("phi3", tmp_path)
-    for adapters, message in ((["x"], "x"), ([llama.model], "is not a LoRA adapter"), ([other.adapters[0]], "is for models of architecture"),
+    for adapters, message in ((["x"], "x"), ([llama.model], "is not a LoRA adapter"),
+                              ([other.adapters[0]], "is for models of architecture"),
                               ([(llama.adapters[0][0], "big")], "must be a number"), ([1], "must be a list"), (5, "must be a list")):
         with pytest.raises(errors.Error, match=message):
             pyllm.LLM(llama.model, ctx=64, adapters=adapters)
@@ -193,5 +194,5 @@ def test_damaged_folders(llama: Files, tmp_path: Path) -> None:
     with pytest.raises(errors.FormatError, match="lacks A or B"):
         convert_adapter(tmp_path / "a", tmp_path / "a.gguf", base=llama.folder / "base")
     weights.unlink()
-    with pytest.raises(errors.FileError, match="neither adapter_model.safetensors nor"):
+    with pytest.raises(errors.FileError, match=r"neither adapter_model\.safetensors nor"):
         convert_adapter(tmp_path / "a", tmp_path / "a.gguf", base=llama.folder / "base")
