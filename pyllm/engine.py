@@ -131,6 +131,8 @@ class Engine:
     def observe(self, widths: Mapping[int, int]) -> Iterator[dict[int, NDArray[np.float64]]]:
         """While open, the squares of the first input of step i of the tape, `widths[i]` values a row, add up in array i of what is
         yielded."""
+        import numpy as np
+
         sums = {i: np.zeros(width) for i, width in widths.items()}
         places = ffi.new("double *[]", lib.pyllm_model_n_steps(self._model))
         for i, a in sums.items():

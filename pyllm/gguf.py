@@ -152,6 +152,8 @@ class GGUF:
 
     def read_bytes(self, name: str, begin: int, n: int) -> NDArray[np.uint8]:
         """Bytes [begin, begin + n) of a tensor's data."""
+        import numpy as np
+
         data, err = np.empty(n, np.uint8), new_error()
         check(lib.pyllm_gguf_read(self.handle, self.tensors[name].id, begin, n, ffi.from_buffer(data), err), err)
         return data
@@ -170,6 +172,8 @@ class GGUF:
 
 def dequantize(type_id: int, data: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Blocks of a type, contiguous, as the floats that they stand for."""
+    import numpy as np
+
     out, err = np.empty(shape, np.float32), new_error()
     check(lib.pyllm_dequantize(type_id, ffi.from_buffer(data), out.size, ffi.from_buffer("float *", out), err), err)
     return out

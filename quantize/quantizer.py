@@ -22,6 +22,7 @@ from .source import GGUFSource, Source, reading
 from .types import type_id, type_name
 
 _SOURCES = ("f32", "f16", "bf16", "q8_0")       # what may be quantized without being asked twice
+_CTX = 512                                      # tokens of a chunk that source and result are compared on
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def quantize(src: str | os.PathLike[str] | Source, out: str | os.PathLike[str], 
     """
     text = _text(evaluate) if evaluate is not None else None
     with _opened(src) as source, _imatrix(imatrix, source) as importance:
-        if text is not None and not isinstance(source, GGUFSource):
-            raise errors.ArgumentError("only a GGUF file can be evaluated against\nhint: convert to F16 first, then quantize that")
         inputs = [*source.files, *(Path(p) for p in (imatrix, evaluate) if p is not None)]
-        writer.output_path(out, inputs)             # before anything takes time
+        writer.output_path(out, inputs)             # what cannot be is said before anything takes time
+        if text is not None:
+            _check_evaluation(source, text)
         options = _options(mix, importance)
         types = _types(source, options, allow_requantize)
         metadata = receipt.stamp(source.metadata, options.mix, words(options), types, source.name, importance,
@@ -94,7 +95,7 @@ def quantize(src: str | os.PathLike[str] | Source, out: str | os.PathLike[str], 
         found: list[tuple[str, Evaluation | None]] = []
 
         def finish(done: writer.Writer) -> None:
-            found.append((source.checksum(), _evaluate(source, done, text) if text else None))
+            found.append((source.checksum(), _evaluate(source, done, text, n_threads) if text else None))
             receipt.finish(done, *found[0])
 
         written = pipeline.write(
@@ -187,12 +188,24 @@ def _text(path: str | os.PathLike[str]) -> _Text:
     return _Text(file.name, data, "sha256:" + hashlib.sha256(data).hexdigest())
 
 
-def _evaluate(source: Source, written: writer.Writer, text: _Text) -> Evaluation:
+def _check_evaluation(source: Source, text: _Text) -> None:
+    """Raises what _evaluate would, as far as that can be known before."""
+    from pyllm import LLM, Tokenizer
+
+    if not isinstance(source, GGUFSource):
+        raise errors.ArgumentError("only a GGUF file can be evaluated against\nhint: convert to F16 first, then quantize that")
+    LLM.plan(source.files[0], _CTX)
+    n = len(Tokenizer(source.files[0]).encode(text.data, parse_special=False))
+    if n < _CTX:
+        raise errors.ArgumentError(f"the text has {n} tokens, at least {_CTX} are needed to evaluate\nhint: give a longer text")
+
+
+def _evaluate(source: Source, written: writer.Writer, text: _Text, n_threads: int | None) -> Evaluation:
     from pyllm import LLM
 
     from .compare import compare
     assert written.temporary is not None
-    with LLM(source.files[0]) as reference, LLM(written.temporary) as candidate:
-        found = compare(reference, [candidate], text.data)
+    with LLM(source.files[0], ctx=_CTX, threads=n_threads) as reference, LLM(written.temporary, ctx=_CTX, threads=n_threads) as candidate:
+        found = compare(reference, [candidate], text.data, _CTX)
     c = found.candidates[0]
     return Evaluation(c.kld.value, c.kld.error, c.kld_99.value, c.kld_max, c.top.value, c.perplexity.value, found.perplexity.value)

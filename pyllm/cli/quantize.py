@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ._options import add_threads
+from ._options import add_threads, model_file
 from ._output import count, note, print_table, progress, size
 
 if TYPE_CHECKING:
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN.gguf", help="the model, in F32, F16, BF16 or Q8_0; of a split set the first file")
+    parser.add_argument("input", metavar="MODEL", help="the model, in F32, F16, BF16 or Q8_0: a GGUF file, or a name as for `run`")
     parser.add_argument("output", metavar="OUT.gguf", help="the file to write")
     parser.add_argument("mix", metavar="TYPE", help="Q4_K_M, Q8_0, IQ4_XS, F16, ...: which type each tensor gets")
     add_recipe(parser)
     parser.add_argument("--allow-requantize", action="store_true", help="also from files that are quantized already, which loses quality")
     parser.add_argument("--dry-run", action="store_true", help="show every tensor's type and the file's size, and write nothing")
-    parser.add_argument("--evaluate", metavar="TEXT", help="compare with IN on the text of a file; the figures go into the file's receipt")
+    parser.add_argument("--evaluate", metavar="TEXT", help="compare with MODEL on the text of a file; the figures go into the file's receipt")
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
     options = recipe(args, args.mix)
     if args.dry_run:
-        _print_plan(plan_file(args.input, options, imatrix=args.imatrix, allow_requantize=args.allow_requantize))
+        _print_plan(plan_file(model_file(args.input), options, imatrix=args.imatrix, allow_requantize=args.allow_requantize))
         return 0
+    source = model_file(args.input)
     with progress(args.output) as show:
-        done = quantize(args.input, args.output, options, imatrix=args.imatrix, allow_requantize=args.allow_requantize,
+        done = quantize(source, args.output, options, imatrix=args.imatrix, allow_requantize=args.allow_requantize,
                         n_threads=args.threads, verify=args.verify, evaluate=args.evaluate, progress=show)
     for path in done.removed:
         note(f"removed {path}, left behind by a process that was killed")

@@ -160,12 +160,15 @@ def test_an_interrupted_wait_keeps_no_sequence(llm: pyllm.LLM) -> None:
     assert None not in seqs and llm._driver.call(llm._engine.free_pages) == free
 
 
-def test_no_thread_for_the_engine(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["pyllm-load", "pyllm-engine"])
+def test_no_thread_for_the_engine(smollm2: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     closed: list[bool] = []
-    close = Engine.close
+    close, start = Engine.close, threading.Thread.start
 
     def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        if self.name == name:
+            raise RuntimeError("can't start new thread")
+        start(self)
 
     def noted(self: Engine) -> None:
         closed.append(True)
@@ -175,7 +178,7 @@ def test_no_thread_for_the_engine(smollm2: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Engine, "close", noted)
     with pytest.raises(pyllm.OutOfMemory, match="no thread"):
         pyllm.LLM(smollm2, ctx=64)
-    assert closed
+    assert closed == [True] * (name == "pyllm-engine")
 
 
 def test_a_cancelled_task_leaves_the_others(llm: pyllm.LLM, solo: list[pyllm.Reply]) -> None:

@@ -27,6 +27,7 @@ class FakeFile:
 
     def __init__(self, **kv: Any) -> None:
         self.path = "some/model.gguf"
+        self.adapters = ()
         self.kv = KV | {key.replace("__", "."): value for key, value in kv.items()}
         names = ["token_embd", "output_norm", "output", *(f"blk.{i}.{n}" for i in range(2) for n in LAYER)]
         self.tensors = {f"{name}.weight": SimpleNamespace(shape=(64, 320)) for name in names}

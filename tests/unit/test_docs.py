@@ -104,6 +104,7 @@ def test_guide_lists_every_error() -> None:
 # command -> what is given to it, with --json, so that together the objects that it prints have all of their fields
 JSON = {"run": ["smollm2 --temp 0 -n 1 Hi"], "list": [""], "show": ["smollm2"], "tokenize": ["smollm2 Hi"],
         "bench": ["smollm2 -p 1 -n 1 -r 1 --profile"], "ppl": ["smollm2 --ctx 8 --chunks 1 -f tests/data/text/ppl-kjv.en.txt"],
+        "compare": ["smollm2 smollm2 --ctx 8 --chunks 1 -f tests/data/text/ppl-kjv.en.txt"],
         "inspect": ["smollm2", "smollm2 --tape", "smollm2 --tape --cost"], "doctor": [""]}
 Shell = Callable[[str], str]
 
@@ -141,7 +142,7 @@ def default_of(action: argparse.Action) -> str:
     said = found[1].replace("`", "") if found else "none"
     value = getattr(Options(), action.dest, None) if action.default is None else action.default
     if isinstance(value, list):
-        value = ",".join(map(str, value))
+        value = ",".join(map(str, value)) or None
     assert value is None or type(value)(said) == value
     return said
 

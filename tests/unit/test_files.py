@@ -229,7 +229,7 @@ NO_MODELS: list[tuple[str, bytes, str]] = [
     ("half a model", GOOD[:len(GOOD) // 2], "incomplete"),
     ("a model without its last byte", GOOD[:-33], "incomplete"),
     ("a vocabulary", tiny_gguf.build({"general.architecture": "llama"} | tiny_gguf.vocabulary(), [])[0], "vocabulary-only"),
-    ("a GGUF of something else", tiny_gguf.build({"general.type": "adapter"}, [])[0], "tokenizer"),
+    ("a GGUF of something else", tiny_gguf.build({"general.type": "adapter"}, [])[0], "general.architecture"),
 ]
 
 

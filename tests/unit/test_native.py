@@ -70,7 +70,7 @@ def test_header_compiles_alone_and_python_agrees(tmp_path: Path) -> None:
 
 
 def test_library_is_small() -> None:
-    assert LIBRARY.stat().st_size < 2 << 20
+    assert LIBRARY.stat().st_size < 3 << 20
 
 
 def test_import_is_quick_and_silent(tmp_path: Path) -> None:

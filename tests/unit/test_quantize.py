@@ -25,6 +25,7 @@ from pyllm import _core, errors
 from pyllm.cli import main
 from pyllm.gguf import GGUF
 from pyllm.quantize import Options, pipeline, plan_file, quantize, recipes
+from pyllm.quantize.compare import compare
 from pyllm.quantize.fields import Field
 from pyllm.quantize.source import GGUFSource
 from pyllm.quantize.types import type_id
@@ -365,6 +366,32 @@ def test_memory_does_not_depend_on_the_tensor(tmp_path: Path, shape: tuple[int, 
     assert int(done.stdout) * 1024 <= 350e6
     assert out.stat().st_size > np.prod(shape) * 84 // 256
     out.unlink()
+
+
+def test_evaluation_is_that_of_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    f16, out, text = tmp_path / "f16.gguf", tmp_path / "out.gguf", tmp_path / "text.txt"
+    f16.write_bytes(tiny_gguf.llama("f16", ctx=1024)[0])
+    text.write_text(" ".join(f"w{i * i % 37}" for i in range(300)))
+    with pytest.raises(errors.ArgumentError, match=r"has 301 tokens, at least 512"):
+        quantize(f16, out, "Q4_0", evaluate=text, progress=lambda done, total: pytest.fail("began"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f16.gguf", "text.txt"]
+    text.write_text(" ".join(f"w{i * i % 37}" for i in range(1100)))
+    assert main(["quantize", str(f16), str(out), "Q4_0", "--evaluate", str(text), "--verify"]) == 0
+    said = capsys.readouterr().err
+    with pyllm.LLM(f16, ctx=512) as a, pyllm.LLM(out, ctx=512) as b:
+        found = compare(a, [b], text.read_text())
+    c = found.candidates[0]
+    want = {"kld": c.kld.value, "kld_error": c.kld.error, "kld_99": c.kld_99.value, "kld_max": c.kld_max, "same_top": c.top.value,
+            "perplexity": c.perplexity.value, "source_perplexity": found.perplexity.value}
+    with GGUF(out) as g:
+        assert {k.rpartition(".")[2]: v for k, v in g.kv.items() if isinstance(v, float) and ".evaluation." in k} == {
+            k: float(np.float32(v)) for k, v in want.items()}
+        assert g.kv["pyllm.receipt.evaluation.text"] == "text.txt"
+        assert g.kv["pyllm.receipt.evaluation.text_checksum"] == "sha256:" + hashlib.sha256(text.read_bytes()).hexdigest()
+    assert 0 < c.kld.value < 1 and f"KL divergence {c.kld.value:.5f}" in said
+    assert main(["show", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert f"KL divergence {c.kld.value:.5f}" in shown and f"perplexity {c.perplexity.value:.4f}" in shown
 
 
 def test_real_model(smollm2: Path, tmp_path: Path) -> None:
