@@ -354,8 +354,6 @@ class LLM:
 
     def _step_alone(self, seq: int, tokens: list[int], want: int) -> NDArray[np.float32]:
         """A step beside the scheduler's, and the logits of its last `want` tokens; when pages run out, others give theirs."""
-        import numpy as np
-
         self._engine.cancel(False)
         while True:
             try:

@@ -14,7 +14,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT.gguf", help="the file to write")
     parser.add_argument("-q", "--type", default="F16", metavar="TYPE",
                         help="which type each tensor gets: F16, BF16, F32, Q8_0, Q4_K_M, ... (default: F16)")
-    parser.add_argument("--name", help="the model's name in the file, instead of the checkpoint's own")
+    parser.add_argument("--name", metavar="NAME", help="the model's name in the file, instead of the checkpoint's own")
     parser.add_argument("--pre", metavar="NAME", help="pre-tokenizer (llama-bpe, qwen2, ...), instead of the one that its rules tell")
     parser.add_argument("--base", metavar="DIR", help="of a LoRA adapter: folder with the config.json of the model that it was trained on")
     parser.add_argument("--vocab-only", action="store_true", help="only the tokenizer, no tensors")

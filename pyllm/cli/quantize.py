@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--allow-requantize", action="store_true", help="also from files that are quantized already, which loses quality")
     parser.add_argument("--dry-run", action="store_true", help="show every tensor's type and the file's size, and write nothing")
-    parser.add_argument("--evaluate", metavar="TEXT", help="compare with MODEL on the text of a file; the figures go into the file's receipt")
+    parser.add_argument("--evaluate", metavar="TEXT", help="compare with MODEL on the text of a file; figures go into the receipt")
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
