@@ -13,7 +13,7 @@
 #include "ops/quantize.h"
 #include "tokenizer/tokenizer.h"
 
-enum { ABI_VERSION = 2 };
+enum { ABI_VERSION = 3 };
 
 #define NEED(cond, text) do { if (!(cond)) return err_set(err, PYLLM_ERR_ARG, text); } while (0)
 
