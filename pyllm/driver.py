@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -17,10 +18,13 @@ T = TypeVar("T")
 
 
 class Driver:
-    """Owns the engine's thread. It sleeps while there is nothing to do. evict(): gives idle sessions' memory back, True if any."""
+    """Owns the engine's thread. It sleeps while there is nothing to do. evict(): gives idle sessions' memory back, True if any.
+    max_waiting: requests that may wait for their first step."""
 
-    def __init__(self, engine: Engine, evict: Callable[[], bool]) -> None:
+    def __init__(self, engine: Engine, evict: Callable[[], bool], max_waiting: int) -> None:
         self._engine, self._evict = engine, evict
+        self._max_waiting, self._n_waiting = max_waiting, 0
+        self._last_end, self._end_gap = 0.0, 0.0    # when a request ended, and the running mean of seconds between two ends
         self._work = threading.Condition()
         self._jobs: list[Callable[[], None]] = []
         self._generations: dict[Task, Generation] = {}
@@ -32,14 +36,20 @@ class Driver:
         self._thread.start()
 
     def submit(self, g: Generation, prepare: Callable[[], None] | None = None) -> None:
-        """prepare() runs on the engine's thread just before the request joins: nothing comes between the two."""
+        """prepare() runs on the engine's thread just before the request joins: nothing comes between the two. Raises Busy."""
         def add() -> None:
             if prepare is not None:
                 prepare()
             self._generations[g.task] = g
             self._scheduler.add(g.task)
         self._refuse_processors()
-        self.post(add)
+        if self.forked:
+            raise errors.ForkedProcess
+        with self._work:
+            if self._n_waiting >= self._max_waiting:
+                raise errors.Busy(self._n_waiting, self._end_gap)
+            self.post(add)
+            self._n_waiting += 1
 
     def wait(self, g: Generation) -> None:
         """Returns when the engine has let go of a request; at once after a fork and on its own thread, where a collected object may end."""
@@ -172,9 +182,8 @@ class Driver:
 
     def _step(self, rows: list[Rows]) -> None:
         generations = [self._generations[r.task] for r in rows]
-        for g in generations:
-            g.begin()
         with self._work:
+            self._n_waiting -= sum(g.begin() for g in generations)
             if self._closing:
                 return
             self._step_of = generations[0] if len(rows) == 1 else None
@@ -215,6 +224,11 @@ class Driver:
         if self._generations.pop(g.task, None) is None:
             return
         self._scheduler.remove(g.task)
+        now = time.perf_counter()
+        with self._work:
+            self._n_waiting -= g.begin()
+            self._end_gap += 0.2 * (now - max(self._last_end, g.started) - self._end_gap)
+            self._last_end = now
         if error is not None:
             g.fail(error)
         if not g.keep_seq and g.task.seq is not None:

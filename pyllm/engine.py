@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 MAX_ROWS = 512      # rows of one step: a prompt chunk keeps the matrix kernels busy
-MAX_SEQS = 16
-MAX_LOGITS = 64
+MAX_LOGITS = 64     # rows with logits of one step, at least
+PARALLEL = 16       # sequences, unless more are asked for
 
 _untouched = ffi.new_allocator(should_clear_after_alloc=False)      # pages come when they are written
 
 class Engine:
-    """A loaded model with its KV cache. gguf: handle of an open file; tape: text of docs/tape.md; n_positions: KV room in tokens.
+    """A loaded model with its KV cache. gguf: handle of an open file; tape: text of docs/tape.md; n_positions: KV room in tokens;
+    parallel: sequences that may live at once.
     pack: where packed weights are kept (pack_cache.entry_path); pack_state is then what came of it. cancel: a flag (int32_t *) that
     ends the load too."""
 
-    def __init__(self, gguf: Any, tape: str, *, threads: int, kv: str, n_positions: int, level: str | None, pack: Path | None = None,
-                 cancel: Any = None) -> None:
+    def __init__(self, gguf: Any, tape: str, *, threads: int, kv: str, n_positions: int, level: str | None,
+                 parallel: int = PARALLEL, pack: Path | None = None, cancel: Any = None) -> None:
         self.tape = tape
         text, err = tape.encode(), new_error()
         self._model = self._engine = ffi.NULL
@@ -43,7 +44,8 @@ class Engine:
             from . import pack_cache
 
             self._model, self.pack_state = pack_cache.load(gguf, text, level, threads, self._cancel, pack)
-        self.params = engine_params(threads, kv, n_positions)
+        self.params = engine_params(threads, kv, n_positions, parallel)
+        self.max_logits: int = self.params.max_logits
         made = ffi.new("pyllm_engine **")
         try:
             check(lib.pyllm_engine_new(self._model, self.params, made, err), err)
@@ -54,7 +56,7 @@ class Engine:
         self.n_vocab: int = lib.pyllm_model_n_vocab(self._model)
         self.weight_bytes: int = lib.pyllm_model_weight_bytes(self._model)
         self._tokens, self._seqs, self._want = (ffi.new(f"{kind}[]", MAX_ROWS) for kind in ("int32_t", "int32_t", "uint8_t"))
-        self._logits = _untouched("float[]", MAX_LOGITS * self.n_vocab)
+        self._logits = _untouched("float[]", self.max_logits * self.n_vocab)
         self._pid = os.getpid()
 
     def close(self) -> None:
@@ -70,7 +72,7 @@ class Engine:
         lib.pyllm_cancel_set(self._cancel, int(yes))
 
     def open_seq(self) -> int | None:
-        """A new, empty sequence, or None when all MAX_SEQS are in use."""
+        """A new, empty sequence, or None when all are in use."""
         seq: int = lib.pyllm_seq_new(self._engine, ffi.NULL)
         return seq if seq >= 0 else None
 
@@ -106,10 +108,10 @@ class Engine:
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
-        """float32 [MAX_LOGITS, n_vocab], written to by every step."""
+        """float32 [max_logits, n_vocab], written to by every step."""
         import numpy as np  # not at the top: the first token of a program does without
 
-        return np.frombuffer(ffi.buffer(self._logits), np.float32).reshape(MAX_LOGITS, self.n_vocab)
+        return np.frombuffer(ffi.buffer(self._logits), np.float32).reshape(self.max_logits, self.n_vocab)
 
     def logits_row(self, i: int) -> Any:
         """Row i of `logits` as a buffer of floats."""
@@ -172,19 +174,19 @@ class Engine:
         return names
 
 
-def engine_params(threads: int, kv: str, n_positions: int) -> Any:
+def engine_params(threads: int, kv: str, n_positions: int, parallel: int) -> Any:
     if not isinstance(kv, str) or kv not in KV_TYPES:
         raise errors.ArgumentError(f"kv type {reprlib.repr(kv)} does not exist\nhint: one of {', '.join(KV_TYPES)}")
     return ffi.new("pyllm_engine_params *", {
-        "n_threads": threads, "kv_type": KV_TYPES[kv], "max_rows": MAX_ROWS, "max_seqs": MAX_SEQS,
-        "n_positions": n_positions, "max_logits": MAX_LOGITS})
+        "n_threads": threads, "kv_type": KV_TYPES[kv], "max_rows": MAX_ROWS, "max_seqs": parallel,
+        "n_positions": n_positions, "max_logits": max(MAX_LOGITS, parallel)})
 
 
-def plan_bytes(gguf: GGUF, tape: str, threads: int, kv: str, n_positions: int) -> tuple[int, int, int]:
+def plan_bytes(gguf: GGUF, tape: str, threads: int, kv: str, n_positions: int, parallel: int) -> tuple[int, int, int]:
     """(weights, KV, activations) in bytes, without taking them. Errors of the tape name the file: its tensors do not fit together."""
     text, err = tape.encode(), new_error()
     weights, cache, act = ffi.new("int64_t *"), ffi.new("int64_t *"), ffi.new("int64_t *")
-    params = engine_params(threads, kv, n_positions)
+    params = engine_params(threads, kv, n_positions, parallel)
     try:
         check(lib.pyllm_model_plan(gguf.handle, text, len(text), weights, ffi.new("uint64_t *"), err), err)
         check(lib.pyllm_engine_plan(gguf.handle, text, len(text), params, cache, act, err), err)

@@ -66,6 +66,15 @@ class ContextOverflow(Error):
         self.n_tokens, self.n_ctx = n_tokens, n_ctx
 
 
+class Busy(Error):
+    """Too many requests wait already: n_waiting; retry_s is when one of them may have left, in seconds, as far as can be foreseen."""
+
+    def __init__(self, n_waiting: int, retry_s: float) -> None:
+        super().__init__(f"{n_waiting} requests wait already, the most that this model takes\n"
+                         f"hint: try again in {max(retry_s, 0.1):.1f} s, or load the model with a larger max_waiting")
+        self.n_waiting, self.retry_s = n_waiting, retry_s
+
+
 class CacheFull(Error):
     """No room in the KV cache; nothing was changed."""
 

@@ -52,14 +52,14 @@ class Generation:
 
     def __init__(self, prompt: list[int], options: Options, tokenizer: Tokenizer, sampler: Sampler, ctx: int,
                  on_cancel: Callable[[Generation], None], *, splitter: ReasoningSplitter | None,
-                 keep_seq: bool = False) -> None:
-        self.task = Task(list(prompt))
+                 keep_seq: bool = False, on_end: Callable[[], None] | None = None) -> None:
+        self.task = Task(list(prompt), priority=options.priority, client=options.client)
         self.n_prompt, self.cached = len(prompt), 0
         self.keep_seq = keep_seq        # the sequence belongs to a session
         self.cancelled = self.ended = False
         self.released = threading.Event()       # the engine holds nothing of it any more
         self.reply: Reply | None = None
-        self._options, self._tokenizer, self._sampler, self._on_cancel = options, tokenizer, sampler, on_cancel
+        self._options, self._tokenizer, self._sampler, self._on_cancel, self._on_end = options, tokenizer, sampler, on_cancel, on_end
         limit = ctx - len(prompt)
         self._limit = limit if options.max_tokens is None else min(limit, options.max_tokens)
         self._decoder, self._stop = StreamDecoder(tokenizer), StopFilter(options.stops)
@@ -69,7 +69,7 @@ class Generation:
         self._logprobs: list[Logprob] = []
         self._events: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
-        self._start, self._pid = time.perf_counter(), os.getpid()
+        self.started, self._pid = time.perf_counter(), os.getpid()
         self._begun = self._first = 0.0
         sampler.accept(prompt)
 
@@ -80,9 +80,11 @@ class Generation:
         self.task.seq = seq
         self.task.done = self.cached = cached
 
-    def begin(self) -> None:
-        """Its first step is about to run."""
+    def begin(self) -> bool:
+        """Its next step is about to run; whether that is the first."""
+        first = not self._begun
         self._begun = self._begun or time.perf_counter()
+        return first
 
     def accept(self, logits: Any) -> None:
         """Chooses the next token from the logits of the last row, a buffer of n_vocab floats; ends the request where it has to end."""
@@ -126,7 +128,7 @@ class Generation:
     def fail(self, error: BaseException) -> None:
         if not self.ended:
             self.ended = True
-            self._put(error)
+            self._end(error)
 
     def finish_full(self) -> None:
         """The prompt fills the context: an empty reply, without a step."""
@@ -150,10 +152,15 @@ class Generation:
         self.reply = Reply(
             text="".join(self._text), tokens=tuple(self.task.tokens[self.n_prompt:]), finish_reason=reason,
             usage=Usage(self.n_prompt, n, self.cached),
-            timings=Timings(begun - self._start, prompt_s, predicted_s, (self.n_prompt - self.cached) / prompt_s if prompt_s else 0.0,
+            timings=Timings(begun - self.started, prompt_s, predicted_s, (self.n_prompt - self.cached) / prompt_s if prompt_s else 0.0,
                             (n - 1) / predicted_s if n > 1 and predicted_s else 0.0),
             reasoning="".join(self._reasoning) if self._reasoning else None, logprobs=tuple(self._logprobs))
-        self._put(None)
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._put(error)
+        if self._on_end is not None:
+            self._on_end()
 
     def _show(self, text: str) -> None:
         if self._splitter is None:

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from math import prod
 from numbers import Integral
@@ -22,7 +22,7 @@ from ._core import ffi, lib
 from .build import build
 from .cost import Cost, run_costs
 from .driver import Driver
-from .engine import MAX_LOGITS, MAX_ROWS, Engine, plan_bytes
+from .engine import MAX_LOGITS, MAX_ROWS, PARALLEL, Engine, plan_bytes
 from .generation import Generation
 from .gguf import GGUF, file_path
 from .lora import attach
@@ -59,6 +59,7 @@ class LLM:
     cores. kv: type of the KV cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
     instead of the file's. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale). pack_cache: keep the
     packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the time; not with adapters.
+    parallel: requests that may run at once, 1 to 512; others wait, at most max_waiting of them (then: Busy).
 
     Every method may be called from any thread; calls share the engine's steps and get the same results as alone. Raises ModelNotFound,
     FormatError, UnsupportedModel, UnsupportedTokenizer, OutOfMemory (nothing is taken when the model does not fit). Use it as a context
@@ -67,10 +68,13 @@ class LLM:
 
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
                  level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (), pack_cache: bool = False,
+                 parallel: int = PARALLEL, max_waiting: int = 1024,
                  progress: Callable[[int, int], None] | None = None) -> None:
         self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
         if chat_template is not None and not isinstance(chat_template, str):
             raise errors.ArgumentError(f"chat_template is {reprlib.repr(chat_template)}, must be a text")
+        self.parallel = _whole("parallel", parallel, MAX_ROWS)
+        max_waiting = _whole("max_waiting", max_waiting, 1 << 20)
         started = time.perf_counter()
         self.path = _resolve(spec, progress)
         self._chat_source = chat_template
@@ -78,12 +82,12 @@ class LLM:
         self._adapters = _adapter_specs(adapters)
         with self._open() as gguf:
             self.threads: int = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
-            self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv)
+            self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv, self.parallel)
             pack = _pack_path(gguf, tape) if pack_cache and not self._adapters else None
             self.tokenizer, self._engine = _both(
                 lambda: Tokenizer(gguf),
-                lambda cancel: Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level, pack=pack,
-                                      cancel=cancel))
+                lambda cancel: Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level,
+                                      parallel=self.parallel, pack=pack, cancel=cancel))
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
             self._n_params = sum(prod(t.shape) for name, t in gguf.tensors.items() if ".lora_" not in name)
             self._n_ctx_train = _trained_ctx(tape)
@@ -96,7 +100,7 @@ class LLM:
         self._slots: set[Slot] = set()      # of sessions; only the engine's thread touches it
         evict = weakref.WeakMethod(self._evict)     # the engine's thread must not keep a model alive that its owner forgot
         try:
-            self._driver = Driver(self._engine, lambda: (method := evict()) is not None and method())
+            self._driver = Driver(self._engine, lambda: (method := evict()) is not None and method(), max_waiting)
         except RuntimeError as e:
             self._engine.close()
             raise _no_thread(e) from None
@@ -130,6 +134,27 @@ class LLM:
 
     async def acomplete(self, prompt: str | Sequence[int], **options: Any) -> Reply:
         return await self._complete(prompt, options).result_async()
+
+    def generate_batch(self, prompts: Iterable[Messages | Sequence[int]], *, chat: bool = True, **options: Any) -> list[Reply]:
+        """The replies to many prompts, in their order, computed together. prompts: what `chat` takes or, with chat=False, what `complete`
+        takes. Raises the first error, and then gives up on the others."""
+        replies = dict(self.iter_batch(prompts, chat=chat, **options))
+        return [replies[i] for i in range(len(replies))]
+
+    def iter_batch(self, prompts: Iterable[Messages | Sequence[int]], *, chat: bool = True, **options: Any) -> Iterator[tuple[int, Reply]]:
+        """(index of the prompt, its reply) pairs as they come. prompts is read little by little and may be endless. Leaving the iteration
+        cancels what still runs."""
+        from .batch import run
+
+        self._check()
+        start: Callable[..., Generation] = self._chat if chat else self._complete
+        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+            raise errors.ArgumentError(f"prompts is {reprlib.repr(prompts)}, must be a list of prompts")
+        with closing(run((partial(start, p, options) for p in prompts), 2 * self.parallel)) as replies:
+            for i, reply in replies:
+                if isinstance(reply, errors.Error):
+                    raise reply
+                yield i, reply
 
     def session(self, messages: Sequence[Message] = ()) -> Session:
         """A conversation that keeps its KV cache between turns."""
@@ -201,11 +226,12 @@ class LLM:
     # ---- about the model ----
 
     @staticmethod
-    def plan(spec: str | os.PathLike[str] | None = None, ctx: int | None = None, kv: str = "f16", threads: int | None = None) -> Plan:
+    def plan(spec: str | os.PathLike[str] | None = None, ctx: int | None = None, kv: str = "f16", threads: int | None = None,
+             parallel: int = PARALLEL) -> Plan:
         """The memory that loading would take, without taking it."""
         with GGUF(_resolve(spec, None)) as gguf:
             count = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
-            return _fit(gguf, ctx, count, kv, refuse=False)[2]
+            return _fit(gguf, ctx, count, kv, _whole("parallel", parallel, MAX_ROWS), refuse=False)[2]
 
     @property
     def info(self) -> dict[str, Any]:
@@ -300,21 +326,23 @@ class LLM:
         if self._closed:
             raise errors.Closed("the model is closed")
 
-    def _chat(self, messages: Messages, options: Mapping[str, Any]) -> Generation:
+    def _chat(self, messages: Messages, options: Mapping[str, Any], on_end: Callable[[], None] | None = None) -> Generation:
         self._check()
         template_options = {k: options[k] for k in ("tools", "template_options") if k in options}
         rest = {k: v for k, v in options.items() if k not in template_options}
         extra = template_options.pop("template_options", {})
         if not isinstance(extra, Mapping) or not all(isinstance(k, str) for k in extra) or extra.keys() & {"messages", "tools"}:
             raise errors.ArgumentError(f"template_options is {reprlib.repr(extra)}, must map a template's own names to values")
-        return self._submit(self.prompt_ids(messages, **template_options, **extra), Options.make(rest), chat=True)
+        return self._submit(self.prompt_ids(messages, **template_options, **extra), Options.make(rest), chat=True,
+                            on_end=on_end)
 
-    def _complete(self, prompt: str | Sequence[int], options: Mapping[str, Any]) -> Generation:
+    def _complete(self, prompt: str | Sequence[int], options: Mapping[str, Any], on_end: Callable[[], None] | None = None) -> Generation:
         self._check()
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._ids(prompt)
-        return self._submit(ids, Options.make(options), chat=False)
+        return self._submit(ids, Options.make(options), chat=False, on_end=on_end)
 
-    def _submit(self, ids: list[int], options: Options, *, chat: bool, slot: Slot | None = None) -> Generation:
+    def _submit(self, ids: list[int], options: Options, *, chat: bool, slot: Slot | None = None,
+                on_end: Callable[[], None] | None = None) -> Generation:
         """Starts a request. With a slot it goes on from the tokens that the slot's sequence holds."""
         self._check()
         if not ids:
@@ -327,7 +355,7 @@ class LLM:
         sampler = Sampler(options, self.tokenizer, self._engine.n_vocab)
         g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel,
                        splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None,
-                       keep_seq=slot is not None)
+                       keep_seq=slot is not None, on_end=on_end)
         if len(ids) == self.ctx:
             g.finish_full()
         else:
@@ -499,19 +527,19 @@ def _trained_ctx(tape: str) -> int:
     return next(int(line.split()[2]) for line in tape.splitlines() if line.startswith("hparam n_ctx_train "))
 
 
-def _fit(gguf: GGUF, ctx: int | None, threads: int, kv: str, refuse: bool = True) -> tuple[int, str, Plan]:
+def _fit(gguf: GGUF, ctx: int | None, threads: int, kv: str, parallel: int, refuse: bool = True) -> tuple[int, str, Plan]:
     """(context, tape, plan): chooses ctx where it is None, refuses what does not fit in the available memory."""
     if ctx is not None:
         ctx = _whole("ctx", ctx, 1 << 24)
     tape, _ = build(gguf, ctx)
     trained, free = _trained_ctx(tape), memory.available()
     chosen = ctx or trained
-    weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen)
+    weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen, parallel)
     if ctx is None and cache > max(free - weights - act, 0) // 2:
         per_token = cache / chosen
         chosen = max(min(512, trained), min(trained, int((free - weights - act) / 2 / per_token) // 256 * 256))
         tape, _ = build(gguf, chosen)
-        weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen)
+        weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen, parallel)
     plan = Plan(weights, cache, act, chosen)
     if refuse and plan.total > free:
         mb = 1 << 20

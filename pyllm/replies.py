@@ -37,6 +37,11 @@ class Timings:
     prompt_per_s: float
     predicted_per_s: float
 
+    @property
+    def ttft_s(self) -> float:
+        """From the call to the first token."""
+        return self.queue_s + self.prompt_s
+
 
 @dataclass(frozen=True)
 class Logprob:

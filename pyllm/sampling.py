@@ -30,6 +30,7 @@ class Options:
 
     max_tokens: None = to the end of the context. stop: strings that end the reply, over token borders. logprobs: number of alternatives a
     token (None: no logprobs). order: the chain's filters as letters (pyllm.h); empty = "edskypmxt". Names and defaults as in llama.cpp.
+    priority: requests of a higher one go first. client: who asks; the engine is shared evenly between clients.
     """
 
     max_tokens: int | None = None
@@ -57,6 +58,8 @@ class Options:
     logprobs: int | None = None
     logits_processor: LogitsProcessor | None = None
     choice: int = 0
+    priority: int = 0
+    client: str = ""
 
     @classmethod
     def make(cls, options: Mapping[str, Any]) -> Options:
@@ -92,9 +95,9 @@ _INTEGERS = ("choice", "top_k", "repeat_last_n", "dry_allowed_length", "dry_last
 _NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "repeat_penalty",
             "frequency_penalty", "presence_penalty", "dry_multiplier", "dry_base")
 _TYPES: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
-    *((name, Integral, "an integer") for name in ("max_tokens", "seed", "logprobs", *_INTEGERS)),
+    *((name, Integral, "an integer") for name in ("max_tokens", "seed", "logprobs", "priority", *_INTEGERS)),
     *((name, Real, "a number") for name in _NUMBERS),
-    ("order", str, "a string"),
+    ("order", str, "a string"), ("client", str, "a string"),
     ("stop", (str, Sequence), "a string or a list of strings"), ("logit_bias", Mapping, "a mapping from token ids to numbers"))
 
 

@@ -24,6 +24,8 @@ class Task:
     tokens: list[int]
     seq: int | None = None
     done: int = 0
+    priority: int = 0
+    client: str = ""
     arrival: int = field(default_factory=lambda: next(_order))
 
     @property

@@ -21,7 +21,7 @@ PY_LAYERS = [
     {"_core"},
     {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits", "weights"},
     {"pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
-    {"engine", "chat", "catalogue", "describe", "generation"},
+    {"engine", "chat", "catalogue", "describe", "generation", "batch"},
     {"driver", "session"},
     {"llm"},
     {"perplexity", "selftest"},
