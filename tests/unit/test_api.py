@@ -22,7 +22,7 @@ import pytest
 from conftest import ROOT
 
 import pyllm
-from pyllm.engine import MAX_SEQS, Engine
+from pyllm.engine import Engine
 
 PROMPTS = ["Why is the sky blue?", "Name three colours.", "Write a haiku about the sea.", "What is 2 + 2?",
            "Translate 'good morning' into French.", "Who wrote Hamlet?", "List the planets.", "Tell me a joke."]
@@ -154,7 +154,7 @@ def test_an_interrupted_wait_keeps_no_sequence(llm: pyllm.LLM) -> None:
                 llm.logits([1, 2, 3])
         timer.join()
         busy.close()
-    seqs = llm._driver.call(lambda: [llm._engine.open_seq() for _ in range(MAX_SEQS)])
+    seqs = llm._driver.call(lambda: [llm._engine.open_seq() for _ in range(llm.parallel)])
     for seq in seqs:
         llm._driver.call(partial(llm._engine.close_seq, seq))
     assert None not in seqs and llm._driver.call(llm._engine.free_pages) == free
