@@ -6,19 +6,23 @@ import hashlib
 import os
 from collections.abc import Mapping
 from math import prod
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllm import build, errors, hf, hparams
+from pyllm.engine import plan_bytes
+from pyllm.gguf import GGUF
 
 from . import modelcard, packed, vocab
 from .fields import Field
 from .folder import open_folder
 from .source import TensorSource
+from .writer import TensorSpec, write_outline
 
-_F32 = 0
+_F32, _F16 = 0, 1
 
 
 class Checkpoint:
@@ -43,10 +47,24 @@ class Checkpoint:
             self.tensors: list[TensorSource] = [] if vocab_only else self._tensors(where)
             self.metadata: Mapping[str, Field] = self._metadata(where, name, pre)
             if not vocab_only:
-                build.build(_Outline(self))         # refuses a checkpoint that could not run
+                self._try_out()
         except BaseException:
             self.close()
             raise
+
+    def _try_out(self) -> None:
+        """Refuses what could not run: the header is written to a file whose data is a hole, and planned as any model is."""
+        specs = [TensorSpec(t.name, t.dims, _F16 if len(t.dims) > 1 else _F32) for t in self.tensors]
+        metadata = {key: field for key, field in self.metadata.items() if not key.startswith("tokenizer.")}
+        given = {t.name: t.raw(0, 1).tobytes() for t in self.tensors if isinstance(t, Given)}
+        with TemporaryDirectory(prefix="pyllm-") as folder:
+            path = os.path.join(folder, "outline.gguf")
+            try:
+                write_outline(path, metadata, specs, given)
+                with GGUF(path) as gguf:
+                    plan_bytes(gguf, build.tape_text(gguf), 1, "f16", 16)
+            except errors.Error as e:
+                raise type(e)(str(e).replace(path, str(self._folder.path))) from e
 
     def checksum(self) -> str:
         """"sha256:" and the SHA-256 of the weight file; of several, that of their digests in order (in hexadecimal)."""
@@ -152,24 +170,3 @@ class Given:
 
     def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
         return self.read(begin, end).view(np.uint8)
-
-
-class _Outline:
-    """What the tape builder needs of a file, of a checkpoint that is still to be written as one."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path = str(checkpoint._folder.path)
-        self.adapters = ()
-        self.kv = {key: field.value for key, field in checkpoint.metadata.items() if not key.startswith("tokenizer.")}
-        self.tensors = {t.name: _Shape(t.dims) for t in checkpoint.tensors}
-        self._given = {t.name: t for t in checkpoint.tensors if isinstance(t, Given)}
-
-    def read(self, name: str) -> NDArray[np.float32]:
-        return self._given[name].read(0, 1)
-
-
-class _Shape:
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-
-

@@ -24,9 +24,11 @@ from .stored import DTYPES, Stored, WeightFile
 
 MAX_PICKLE = 64 << 20       # bytes of data.pkl
 STORAGES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
-            "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
-            "Float8_e4m3fnStorage": "F8_E4M3", "Float8_e5m2Storage": "F8_E5M2"}
-CALLS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+            "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL"}
+UNTYPED = "torch.storage UntypedStorage"        # of types without a storage class of their own: the tensor names its type
+NAMED = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "uint16": "U16", "uint32": "U32", "uint64": "U64"}
+CALLS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3",
+         "torch._utils _rebuild_parameter"}
 
 
 def read_header(file: WeightFile) -> dict[str, Stored]:
@@ -39,14 +41,17 @@ def read_header(file: WeightFile) -> dict[str, Stored]:
             if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE or pickles[0].compress_type != zipfile.ZIP_STORED:
                 _fail(path, "has no readable data.pkl")
             data = archive.read(pickles[0])
+            folder = pickles[0].filename.removesuffix("data.pkl")
+            order = members.get(f"{folder}byteorder")
+            if order is not None and archive.read(order) != b"little":
+                raise errors.UnsupportedModel(f"{path} was written on a big-endian machine\nhint: save it again as safetensors")
     except zipfile.BadZipFile:
         raise errors.UnsupportedModel(f"{path} is not a zip archive, as PyTorch writes them since version 1.6\n"
                                       "hint: load and save the checkpoint with a current PyTorch, or take one in safetensors") from None
-    except (OSError, EOFError, NotImplementedError, RuntimeError, struct.error) as e:
+    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error) as e:
         if isinstance(e, errors.Error):
             raise
         _fail(path, f"cannot be read: {e}")
-    folder = pickles[0].filename.removesuffix("data.pkl")
     found = {name: _stored(file, name, t, members.get(f"{folder}data/{t.key}")) for name, t in _Machine(path).run(data).items()}
     return dict(sorted(found.items(), key=lambda item: item[1].offset))
 
@@ -62,6 +67,8 @@ class _Global:
 
 @dataclass(frozen=True)
 class _Storage:
+    """dtype: "" where the tensors say it."""
+
     dtype: str
     key: str
 
@@ -96,6 +103,13 @@ def _stored(file: WeightFile, name: str, t: _Tensor, member: zipfile.ZipInfo | N
 _MARK = object()
 
 
+def _text(value: Any) -> str:
+    """Keys and names are nothing else: what is nested deeply could end the process when it is hashed or printed."""
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
 class _Machine:
     """The pickle machine: a stack, a memo, and the instructions that dictionaries of tensors are written with."""
 
@@ -118,7 +132,7 @@ class _Machine:
             _fail(self.path, f"has a damaged pickle ({type(e).__name__})")
         if not isinstance(result, dict):
             _fail(self.path, "does not hold a dictionary of tensors")
-        return {k: v for k, v in result.items() if isinstance(k, str) and isinstance(v, _Tensor)}
+        return {k: v for k, v in result.items() if isinstance(v, _Tensor)}
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)
@@ -187,11 +201,11 @@ class _Machine:
 
     def op_SETITEM(self, _: None) -> None:
         key, value = self._last(2)
-        self._table()[key] = value
+        self._table()[_text(key)] = value
 
     def op_SETITEMS(self, _: None) -> None:
         items = self._pop_mark()
-        self._table().update(zip(items[::2], items[1::2], strict=True))
+        self._table().update(zip(map(_text, items[::2]), items[1::2], strict=True))
 
     def _table(self) -> dict[Any, Any]:
         if not isinstance(self.stack[-1], dict):
@@ -205,30 +219,37 @@ class _Machine:
 
     def op_GLOBAL(self, name: str) -> None:
         module, _, what = name.partition(" ")
-        if name not in CALLS and not (module == "torch" and what in STORAGES):
+        if name not in CALLS and name != UNTYPED and not (module == "torch" and (what in STORAGES or what in NAMED)):
             _fail(self.path, f"asks for {name.replace(' ', '.')!r}, which is code: nothing of it was run")
         self._push(_Global(name))
 
     def op_STACK_GLOBAL(self, _: None) -> None:
         module, what = self._last(2)
-        self.op_GLOBAL(f"{module} {what}")
+        self.op_GLOBAL(f"{_text(module)} {_text(what)}")
 
     def op_BINPERSID(self, _: None) -> None:
         kind, storage, key, _device, _size = self.stack.pop()
         if kind != "storage" or not isinstance(storage, _Global) or not isinstance(key, str):
             raise TypeError
-        self._push(_Storage(STORAGES[storage.name.removeprefix("torch ")], key))
+        self._push(_Storage("" if storage.name == UNTYPED else STORAGES[storage.name.removeprefix("torch ")], key))
 
     def op_REDUCE(self, _: None) -> None:
         call, arguments = self._last(2)
         calls: dict[str, Callable[..., Any]] = {"collections OrderedDict": dict, "torch._utils _rebuild_tensor_v2": self._tensor,
+                                                "torch._utils _rebuild_tensor_v3": self._named_tensor,
                                                 "torch._utils _rebuild_parameter": lambda tensor, *_: tensor}
         if not isinstance(call, _Global) or not isinstance(arguments, tuple) or (call.name == "collections OrderedDict" and arguments):
             raise TypeError
         self._push(calls[call.name](*arguments))
 
+    def _named_tensor(self, storage: Any, first: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> _Tensor:
+        if not isinstance(storage, _Storage) or storage.dtype or not isinstance(dtype, _Global):
+            raise TypeError
+        return self._tensor(_Storage(NAMED[dtype.name.removeprefix("torch ")], storage.key), first, shape, strides)
+
     def _tensor(self, storage: Any, first: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-        if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 1 << 62 for n in (first, *shape, *strides)):
+        naturals = all(type(n) is int and 0 <= n < 1 << 62 for n in (first, *shape, *strides))
+        if not isinstance(storage, _Storage) or not storage.dtype or not naturals:
             raise TypeError
         if len(shape) > 8 or len(strides) != len(shape):
             raise ValueError

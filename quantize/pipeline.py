@@ -7,8 +7,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from pyllm.gguf import GGUF
 from .fields import Field
 from .source import Source, TensorSource, n_rows
 from .types import type_name
+from .worker import Job, Worker
 from .writer import TensorSpec, Writer
 
 Progress = Callable[[int, int], None]
@@ -102,18 +102,18 @@ def _stream(source: Source, specs: list[TensorSpec], writer: Writer, weights: We
             digests[slab.spec.name].update(data.data)
         writer.write(data)
 
-    with _worker() as reading, _worker() as writing:
+    with Worker() as reading, Worker() as writing:
         coming = slabs(source.tensors, specs)
-        reads = deque((s, reading.submit(_read, s)) for s in islice(coming, _AHEAD))
-        writes: deque[Future[None]] = deque()
+        reads = deque((s, reading.submit(partial(_read, s))) for s in islice(coming, _AHEAD))
+        writes: deque[Job[None]] = deque()
         while reads:
             slab, read = reads.popleft()
             data = read.result()
             if (following := next(coming, None)) is not None:
-                reads.append((following, reading.submit(_read, following)))
+                reads.append((following, reading.submit(partial(_read, following))))
             if slab.tensor.name != importance[0]:
                 importance = slab.tensor.name, weights(slab.tensor.name) if weights and not slab.is_copy else None
-            writes.append(writing.submit(put, slab, _encode(slab, data, importance[1], n_threads)))
+            writes.append(writing.submit(partial(put, slab, _encode(slab, data, importance[1], n_threads))))
             del data, read          # so that no more is in memory than the queues hold
             if len(writes) > _AHEAD:
                 writes.popleft().result()
@@ -124,16 +124,6 @@ def _stream(source: Source, specs: list[TensorSpec], writer: Writer, weights: We
         for write in writes:
             write.result()
     return {name: d.hexdigest() for name, d in digests.items()}
-
-
-@contextmanager
-def _worker() -> Iterator[ThreadPoolExecutor]:
-    """One thread; what has not begun when the block is left by an exception never does."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _read(slab: Slab) -> NDArray[Any]:

@@ -205,6 +205,21 @@ def file_bytes(metadata: Mapping[str, Field], tensors: Sequence[TensorSpec]) -> 
     return _n_bytes(_header(metadata, tensors, align)[0], tensors, align)
 
 
+def write_outline(path: str | os.PathLike[str], metadata: Mapping[str, Field], tensors: Sequence[TensorSpec],
+                  data: Mapping[str, bytes]) -> None:
+    """A file of these tensors that takes next to no room: holes in the place of all data but that in `data`. Raises FileError."""
+    align = _alignment(metadata)
+    header = _header(metadata, tensors, align)[0]
+    size = _n_bytes(header, tensors, align)
+    with writing(Path(path), size), open(path, "wb") as f:
+        f.write(header)
+        for spec in tensors:
+            at = f.tell()
+            f.write(data.get(spec.name, b""))
+            f.seek(at + -(-spec.n_bytes // align) * align)
+        f.truncate(size)
+
+
 def remove_stale(folder: Path) -> list[Path]:
     """Removes the temporary files of writers that no longer live; returns them."""
     removed = []

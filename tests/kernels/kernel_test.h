@@ -66,6 +66,7 @@ void test_quantize_act(void);
 void test_vectors(void);
 void test_kv_store(void);
 void test_attention(void);
+void test_encoders(void);
 /* The reference against straightforward arithmetic in double, within bounds derived from the number of roundings. */
 void test_matmul_exact(void);
 void test_vectors_exact(void);
