@@ -62,7 +62,7 @@ class Checkpoint:
             try:
                 write_outline(path, metadata, specs, given)
                 with GGUF(path) as gguf:
-                    plan_bytes(gguf, build.tape_text(gguf), 1, "f16", 16)
+                    plan_bytes(gguf, build.tape_text(gguf), threads=1, kv="f16", n_positions=16, parallel=1)
             except errors.Error as e:
                 raise type(e)(str(e).replace(path, str(self._folder.path))) from e
 
