@@ -31,6 +31,7 @@ class Driver:
         self._closing = self._free_engine = False
         self._pid = os.getpid()
         self._step_of: Generation | None = None     # the only request in the running step
+        self._turned: float | None = None           # when the turn that runs now began; None while there is nothing to do
         self._scheduler = Scheduler(MAX_ROWS, engine.open_seq, engine.close_seq, engine.free_pages, evict)
         self._thread = threading.Thread(target=self._run, name="pyllm-engine", daemon=True)
         self._thread.start()
@@ -118,6 +119,13 @@ class Driver:
             self._engine.close()
 
     @property
+    def load(self) -> tuple[int, int, float]:
+        """(requests in the running batch, requests that wait, seconds since the engine's thread last came by; 0 while it sleeps), from
+        any thread."""
+        turned = self._turned
+        return len(self._scheduler.running), len(self._scheduler.waiting), 0.0 if turned is None else time.monotonic() - turned
+
+    @property
     def forked(self) -> bool:
         """Whether this is a child process, where the engine's thread does not exist and its lock may be held for ever."""
         return self._pid != os.getpid()
@@ -165,8 +173,11 @@ class Driver:
     def _turn(self) -> bool:
         """What was asked for meanwhile, then one step; False once the engine closes."""
         with self._work:
+            self._turned = time.monotonic()
             while not self._jobs and not self._closing and self._scheduler.idle:
+                self._turned = None
                 self._work.wait()
+                self._turned = time.monotonic()
             if self._closing:
                 return False
             jobs, self._jobs = self._jobs, []

@@ -67,6 +67,7 @@ class Generation:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[Logprob] = []
+        self._n_told = 0                # of them are in chunks
         self._events: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
         self.started, self._pid = time.perf_counter(), os.getpid()
@@ -145,6 +146,8 @@ class Generation:
             self._show(self._stop.feed(self._decoder.finish()) + self._stop.finish())
         if self._splitter is not None:
             self._emit(*self._splitter.finish())
+        if self._n_told < len(self._logprobs):
+            self._put(Chunk(logprobs=self._untold()))
         now = time.perf_counter()
         n = len(self.task.tokens) - self.n_prompt
         begun, first = self._begun or now, self._first or now
@@ -173,7 +176,12 @@ class Generation:
             self._text.append(text)
             if reasoning:
                 self._reasoning.append(reasoning)
-            self._put(Chunk(text, reasoning))
+            self._put(Chunk(text, reasoning, self._untold()))
+
+    def _untold(self) -> tuple[Logprob, ...]:
+        """Logprobs of the tokens since the chunk before."""
+        told, self._n_told = self._n_told, len(self._logprobs)
+        return tuple(self._logprobs[told:])
 
     def _put(self, event: Chunk | BaseException | None) -> None:
         self._events.put(event)

@@ -25,6 +25,7 @@ from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, PARALLEL, Engine, plan_bytes
 from .generation import Generation
 from .gguf import GGUF, file_path
+from .infill import find_marks
 from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .chat import ChatTemplate
+    from .server.http import Background
     from .session import Session, Slot
 
 T = TypeVar("T")
@@ -45,6 +47,8 @@ T = TypeVar("T")
 # For files without a template whose vocabulary has ChatML's marks.
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+LONG_TEXT = 1 << 16     # characters from which on a text is looked at in pieces first
 
 Message = Mapping[str, Any]
 Messages = str | Sequence[Message]
@@ -89,6 +93,7 @@ class LLM:
                 lambda cancel: Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level,
                                       parallel=self.parallel, pack=pack, cancel=cancel))
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
+            self._infill = find_marks(gguf.kv, self.tokenizer)
             self._n_params = sum(prod(t.shape) for name, t in gguf.tensors.items() if ".lora_" not in name)
             self._n_ctx_train = _trained_ctx(tape)
         self.kv, self.plan_bytes = kv, plan
@@ -125,7 +130,8 @@ class LLM:
         return Stream(self._chat(messages, options), self)
 
     def complete(self, prompt: str | Sequence[int], **options: Any) -> Reply:
-        """What follows a text or token ids, without any template. Text gets BOS as the model asks."""
+        """What follows a text or token ids, without any template. Text gets BOS as the model asks. suffix: a text; what belongs between
+        the prompt and it, from models that were trained for that (UnsupportedModel for others)."""
         return self._complete(prompt, options).result()
 
     def stream_complete(self, prompt: str | Sequence[int], **options: Any) -> Stream:
@@ -196,6 +202,16 @@ class LLM:
         self._check()
         return self._driver.call(lambda: fn(self._engine))
 
+    def serve(self, port: int = 8080, host: str = "127.0.0.1", *, api_keys: Iterable[str] = (), hosts: Iterable[str] = (),
+              name: str | None = None, **limits: float) -> Background:
+        """A server with OpenAI's, Anthropic's and Ollama's APIs on a thread of its own (extra `server`); `url` of what is returned says
+        where, close() or the end of its `with` ends it. port: 0 takes any that is free. hosts: further names under which it may be asked.
+        name: of the model, instead of its file's. limits: see docs/server.md. Raises ArgumentError, FileError, Unsupported."""
+        from .server import serve
+
+        self._check()
+        return serve(self, host, port, api_keys, hosts, name, limits)
+
     # ---- text and tokens ----
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
@@ -219,9 +235,12 @@ class LLM:
 
     def prompt_ids(self, messages: Messages, **template_options: Any) -> list[int]:
         """Token ids of a conversation, ready for the answer."""
+        return self.tokenizer.encode(self._render(messages, template_options), add_special=False)
+
+    def _render(self, messages: Messages, template_options: Mapping[str, Any]) -> str:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.tokenizer.encode(self.template.render(messages, **template_options), add_special=False)
+        return self.template.render(messages, **template_options)
 
     # ---- about the model ----
 
@@ -245,6 +264,11 @@ class LLM:
                 "threads": self.threads, "kv": self.kv, "path": str(self.path), "file_bytes": os.path.getsize(self.path) if
                 os.path.exists(self.path) else None, "weight_bytes": self._engine.weight_bytes, "kv_bytes": self.plan_bytes.kv,
                 "pack_cache": self._engine.pack_state, "load_s": self.load_s}
+
+    @property
+    def load(self) -> tuple[int, int, float]:
+        """(requests that run, requests that wait, seconds since the engine last finished a step; 0 while it has nothing to do)."""
+        return self._driver.load
 
     def kernels(self) -> list[str]:
         """"slot=symbol" of the kernels that this model's steps call."""
@@ -333,13 +357,42 @@ class LLM:
         extra = template_options.pop("template_options", {})
         if not isinstance(extra, Mapping) or not all(isinstance(k, str) for k in extra) or extra.keys() & {"messages", "tools"}:
             raise errors.ArgumentError(f"template_options is {reprlib.repr(extra)}, must map a template's own names to values")
-        return self._submit(self.prompt_ids(messages, **template_options, **extra), Options.make(rest), chat=True,
-                            on_end=on_end)
+        ids = self._encode(self._render(messages, {**template_options, **extra}), add_special=False)
+        return self._submit(ids, Options.make(rest), chat=True, on_end=on_end)
 
     def _complete(self, prompt: str | Sequence[int], options: Mapping[str, Any], on_end: Callable[[], None] | None = None) -> Generation:
         self._check()
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._ids(prompt)
-        return self._submit(ids, Options.make(options), chat=False, on_end=on_end)
+        suffix = options.get("suffix")
+        if suffix is not None:
+            ids = self._infill_ids(prompt, suffix)
+        else:
+            ids = self._encode(prompt) if isinstance(prompt, str) else self._ids(prompt)
+        return self._submit(ids, Options.make(_without(options, "suffix")), chat=False, on_end=on_end)
+
+    def _infill_ids(self, before: Any, after: Any) -> list[int]:
+        if not isinstance(before, str) or not isinstance(after, str):
+            raise errors.ArgumentError("with suffix, the prompt and the suffix are texts")
+        if self._infill is None:
+            raise errors.UnsupportedModel(f"{os.path.basename(self.path)} has no fill-in-the-middle tokens\n"
+                                          "hint: leave suffix out, or use a code model that was trained for it")
+        for text in (before, after):
+            self._refuse_long(text)
+        return self._infill.prompt(self.tokenizer, before, after)
+
+    def _encode(self, text: str, add_special: bool = True) -> list[int]:
+        self._refuse_long(text)
+        return self.tokenizer.encode(text, add_special)
+
+    def _refuse_long(self, text: str) -> None:
+        """Raises ContextOverflow for a text far beyond the context before all of it is tokenized. Cut texts have a few tokens more than
+        the whole; a quarter is far from that."""
+        if len(text) <= LONG_TEXT:
+            return
+        n = 0
+        for at in range(0, len(text), LONG_TEXT):
+            n += len(self.tokenizer.encode(text[at:at + LONG_TEXT], add_special=False))
+            if n > self.ctx + self.ctx // 4 + LONG_TEXT // 256:
+                raise errors.ContextOverflow(max(n, n * len(text) // (at + LONG_TEXT)), self.ctx)
 
     def _submit(self, ids: list[int], options: Options, *, chat: bool, slot: Slot | None = None,
                 on_end: Callable[[], None] | None = None) -> Generation:
@@ -501,6 +554,10 @@ def _adapter_specs(adapters: Any) -> list[tuple[str, float]]:
         if all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
             return [(file_path(path), scale) for path, scale in pairs]
     raise errors.ArgumentError(f"adapters is {reprlib.repr(adapters)}, must be a list of paths or of (path, scale)")
+
+
+def _without(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k != name}
 
 
 def _test(test: Any) -> tuple[str, int, int]:

@@ -54,10 +54,12 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a streamed reply. reasoning is text inside the model's thinking marks."""
+    """A piece of a streamed reply. reasoning is text inside the model's thinking marks; logprobs, if asked for, are those of the tokens
+    since the piece before, which may show no text."""
 
     text: str = ""
     reasoning: str = ""
+    logprobs: tuple[Logprob, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.text

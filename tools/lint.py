@@ -21,11 +21,12 @@ PY_LAYERS = [
     {"_core"},
     {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits", "weights"},
     {"pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
-    {"engine", "chat", "catalogue", "describe", "generation", "batch"},
+    {"engine", "chat", "catalogue", "describe", "generation", "batch", "infill"},
     {"driver", "session"},
     {"llm"},
     {"perplexity", "selftest"},
     {"quantize"},
+    {"server"},
     {"cli"},
 ]
 FORBIDDEN = (r"\b(abort|exit|_exit|_Exit|quick_exit|raise|kill|longjmp|assert|printf|vprintf|fprintf|puts|putchar|perror|system|popen|fork)"

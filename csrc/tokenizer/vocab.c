@@ -231,7 +231,8 @@ static int read_scores(pyllm_tokenizer *t, const source *s) {
 
 static void mark_ends(pyllm_tokenizer *t) {
     static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>",
-                                        "<EOT>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|call|>", "<eos>", "</s>", "<turn|>"};
+                                        "<EOT>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|call|>", "<eos>", "</s>", "<turn|>",
+                                        "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"};     /* what is filled in ends with those, too */
     for (int k = 1; k < 4; k++)
         if (t->ids[k] >= 0) t->is_end[t->ids[k]] = 1;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {

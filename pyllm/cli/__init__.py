@@ -18,6 +18,7 @@ from ._output import clean, note, show_warnings
 # name -> (module of this package, one line of help). A module has add(parser) and run(args) -> exit code.
 COMMANDS = {
     "run": ("run", "answer a prompt, or chat"),
+    "serve": ("serve", "serve models over HTTP"),
     "pull": ("pull", "fetch a model into the cache"),
     "list": ("list", "models on this machine"),
     "show": ("show", "what a model is"),

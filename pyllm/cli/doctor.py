@@ -19,6 +19,7 @@ from ._output import note, print_json, size, styled
 REQUIRED = ("cffi", "numpy", "gguf", "sentencepiece", "minijinja")
 EXTRAS = {"chat": (("rich", "prompt_toolkit"), "Markdown and line editing in chats"),
           "hub": (("huggingface_hub",), "models from the Hugging Face hub"),
+          "server": (("starlette", "uvicorn"), "pyllm serve"),
           "plot": (("matplotlib",), "plots")}
 MARKS = {True: ("ok", "green"), False: ("WRONG", "red"), None: ("-", "dim")}
 
