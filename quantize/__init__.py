@@ -10,3 +10,4 @@ from .quantizer import Result as Result
 from .quantizer import plan_file as plan_file
 from .quantizer import quantize as quantize
 from .recipes import Options as Options
+from .recipes import Target as Target

@@ -25,7 +25,7 @@ from pyllm.gguf import GGUF, file_path
 
 from .source import TensorSource, n_rows, reading
 
-_SUMS, _COUNTS = ".in_sum2", ".counts"
+SUMS, COUNTS = ".in_sum2", ".counts"
 _MAX_ENTRIES, _MAX_NAME = 1 << 17, 1 << 12
 
 
@@ -115,15 +115,15 @@ def read(path: str | os.PathLike[str]) -> Imatrix:
 class _GGUFEntries:
     def __init__(self, gguf: GGUF) -> None:
         self._gguf, self.sizes = gguf, dict[str, int]()
-        for sums in (n for n in gguf.tensors if n.endswith(_SUMS)):
-            name = sums.removesuffix(_SUMS)
-            info, counts = gguf.tensors[sums], gguf.tensors.get(name + _COUNTS)
+        for sums in (n for n in gguf.tensors if n.endswith(SUMS)):
+            name = sums.removesuffix(SUMS)
+            info, counts = gguf.tensors[sums], gguf.tensors.get(name + COUNTS)
             if counts is None or info.type != "f32" or counts.type != "f32" or n_rows(info.shape) != prod(counts.shape):
                 raise errors.FormatError(f"{gguf.path}: {sums} has no counts that fit it\nhint: collect the matrix again")
             self.sizes[name] = prod(info.shape)
 
     def values(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return self._gguf.read(name + _SUMS), self._gguf.read(name + _COUNTS).ravel()
+        return self._gguf.read(name + SUMS), self._gguf.read(name + COUNTS).ravel()
 
     def close(self) -> None:
         self._gguf.close()

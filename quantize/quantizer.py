@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -13,13 +13,15 @@ from pathlib import Path
 from pyllm import errors
 from pyllm._core import lib
 
-from . import imatrix_file, pipeline, receipt, recipes, writer
+from . import imatrix_file, pipeline, receipt, recipes, sensitivity, targets, writer
+from .fields import Field
 from .imatrix_file import Imatrix
 from .pipeline import Progress
 from .receipt import Evaluation
 from .recipes import Options
 from .source import GGUFSource, Source, reading
 from .types import type_id, type_name
+from .writer import TensorSpec, Writer
 
 _SOURCES = ("f32", "f16", "bf16", "q8_0")       # what may be quantized without being asked twice
 _CTX = 512                                      # tokens of a chunk that source and result are compared on
@@ -64,37 +66,41 @@ class Result:
 
 def quantize(src: str | os.PathLike[str] | Source, out: str | os.PathLike[str], mix: str | Options, *,
              imatrix: str | os.PathLike[str] | None = None, allow_requantize: bool = False, n_threads: int | None = None,
-             verify: bool = False, evaluate: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Result:
+             verify: bool = False, evaluate: str | os.PathLike[str] | None = None, progress: Progress | None = None,
+             measuring: Progress | None = None) -> Result:
     """Writes a quantized copy of a model.
 
     src: a GGUF file (of a split set the first), or an open Source, which stays open.
     out: the new file. It appears under its name only when it is complete and on the disk, and replaces a file of that name then; it is
         never one of the source's own.
-    mix: a name (Q4_K_M, see recipes.MIXES), or Options for more.
-    imatrix: a file of importances.
+    mix: a name (Q4_K_M, see recipes.MIXES), or Options for more: a target, for which types are found by running the source, as
+        targets.choose says.
+    imatrix: a file of importances; a target without it collects its own.
     allow_requantize: also from types other than F32, F16, BF16 and Q8_0, which loses quality twice.
     n_threads: of the encoders; default: the physical cores. The file does not depend on it.
     verify: reads the file back before it gets its name.
     evaluate: a text on which source and result are compared; the figures go into the receipt. Takes memory for both models, and a source
         that is a GGUF file.
-    progress(done, all): bytes of the source; called in this thread, and may raise.
+    progress(done, all): bytes of the source; called in this thread, and may raise. measuring(done, all): the same of a target's runs of the
+        model, for each part of them.
 
-    At most 350 MB of memory are used, whatever the size of the tensors (without evaluate). Raises ArgumentError, FileError, FormatError,
-    Unsupported; after any exception, KeyboardInterrupt too, there is no new file, and an old one is as it was.
+    At most 350 MB of memory are used, whatever the size of the tensors (without evaluate and target). Raises ArgumentError, FileError,
+    FormatError, Unsupported; after any exception, KeyboardInterrupt too, there is no new file, and an old one is as it was.
     """
     text = _text(evaluate) if evaluate is not None else None
-    with _opened(src) as source, _imatrix(imatrix, source) as importance:
+    with ExitStack() as stack:
+        source = stack.enter_context(_opened(src))
         inputs = [*source.files, *(Path(p) for p in (imatrix, evaluate) if p is not None)]
         writer.output_path(out, inputs)             # what cannot be is said before anything takes time
         if text is not None:
             _check_evaluation(source, text)
-        options = _options(mix, importance)
+        options, imatrix = _resolved(source, mix, imatrix, text, n_threads, measuring)
+        importance = stack.enter_context(_imatrix(imatrix, source))
         types = _types(source, options, allow_requantize)
-        metadata = receipt.stamp(source.metadata, options.mix, words(options), types, source.name, importance,
-                                 (text.name, text.checksum) if text else None)
+        metadata = _stamp(source, options, types, importance, text)
         found: list[tuple[str, Evaluation | None]] = []
 
-        def finish(done: writer.Writer) -> None:
+        def finish(done: Writer) -> None:
             found.append((source.checksum(), _evaluate(source, done, text, n_threads) if text else None))
             receipt.finish(done, *found[0])
 
@@ -105,26 +111,19 @@ def quantize(src: str | os.PathLike[str] | Source, out: str | os.PathLike[str], 
 
 
 def plan_file(src: str | os.PathLike[str] | Source, mix: str | Options, *, imatrix: str | os.PathLike[str] | None = None,
-              allow_requantize: bool = False) -> Plan:
-    """What quantize() would write, without reading a tensor. Raises as quantize() does."""
-    with _opened(src) as source, _imatrix(imatrix, source) as importance:
-        options = _options(mix, importance)
+              allow_requantize: bool = False, n_threads: int | None = None, measuring: Progress | None = None) -> Plan:
+    """What quantize() would write; without a target no tensor is read. Raises as quantize() does."""
+    with ExitStack() as stack:
+        source = stack.enter_context(_opened(src))
+        options, imatrix = _resolved(source, mix, imatrix, None, n_threads, measuring)
+        importance = stack.enter_context(_imatrix(imatrix, source))
         types = _types(source, options, allow_requantize)
-        metadata = receipt.stamp(source.metadata, options.mix, words(options), types, source.name, importance, None)
-        specs = [writer.TensorSpec(t.name, t.dims, type_id(types[t.name])) for t in source.tensors]
+        metadata = _stamp(source, options, types, importance, None)
+        specs = [TensorSpec(t.name, t.dims, type_id(types[t.name])) for t in source.tensors]
         pipeline.check(source.tensors, specs)
         tensors = [PlannedTensor(t.name, t.dims, type_name(t.type_id) if t.type_id >= 0 else "", types[t.name], s.n_bytes)
                    for t, s in zip(source.tensors, specs, strict=True)]
         return Plan(tensors, writer.file_bytes(metadata, specs), sum(prod(s.dims) for s in specs))
-
-
-def words(options: Options) -> list[str]:
-    """The options beside the mix in the words of the command, for the receipt."""
-    given = [f"--tensor-type {pattern}={kind.lower()}" for pattern, kind in options.tensor_types]
-    for option, kind in (("output-type", options.output_type), ("token-embedding-type", options.token_embedding_type)):
-        if kind is not None:
-            given.append(f"--{option} {kind.lower()}")
-    return given + (["--pure"] if options.pure else [])
 
 
 @contextmanager
@@ -145,15 +144,39 @@ def _imatrix(path: str | os.PathLike[str] | None, source: Source) -> Iterator[Im
         yield importance
 
 
-def _options(mix: str | Options, importance: Imatrix | None) -> Options:
+def _resolved(source: Source, mix: str | Options, imatrix: str | os.PathLike[str] | None, text: _Text | None, n_threads: int | None,
+              measuring: Progress | None) -> tuple[Options, str | os.PathLike[str] | None]:
+    """(options with a mix's own name, or with the types that meet the target; importance matrix)."""
+    if not source.tensors:
+        raise errors.ArgumentError(f"{source.name} holds no tensors, only a vocabulary\nhint: give a model")
     options = Options(mix) if isinstance(mix, str) else mix
-    return replace(options, mix=recipes.find_mix(options.mix), imatrix=importance is not None)
+    target = options.target
+    if (options.mix is None) == (target is None):
+        raise errors.ArgumentError("either a mix or a target is needed\nhint: name a mix such as Q4_K_M, or say what to aim at")
+    if target is None:
+        return replace(options, mix=recipes.find_mix(options.mix or ""), imatrix=imatrix is not None), imatrix
+    if options.pure:
+        raise errors.ArgumentError("pure is one type for all tensors, a target finds one for each\nhint: leave one of them out")
+    dims = {t.name: t.dims for t in source.tensors if recipes.is_quantized(t.name, t.dims)}
+
+    def overhead(importance: Imatrix) -> int:
+        """Of the longest recipe: the header with its padding."""
+        types = {t.name: max(sensitivity.TYPES, key=len) if t.name in dims else type_name(t.type_id) for t in source.tensors}
+        empty = [TensorSpec(t.name, (0,) * len(t.dims), 0) for t in source.tensors]
+        return writer.file_bytes(_stamp(source, options, types, importance, text), empty)
+
+    found = targets.choose(source, target, list(dims), recipes.wanted(dims, options), imatrix, overhead,
+                           n_threads or lib.pyllm_threads_default(), measuring)
+    return replace(options, types=found.types, imatrix=True), found.imatrix
+
+
+def _stamp(source: Source, options: Options, types: Mapping[str, str], importance: Imatrix | None, text: _Text | None) -> dict[str, Field]:
+    return receipt.stamp(source.metadata, options, {t.name: t.dims for t in source.tensors}, types, source.name, importance,
+                         (text.name, text.checksum) if text else None)
 
 
 def _types(source: Source, options: Options, allow_requantize: bool) -> dict[str, str]:
     """The type of every tensor; what the mix does not touch stays as it is in a GGUF file, and is f32 out of others."""
-    if not source.tensors:
-        raise errors.ArgumentError(f"{source.name} holds no tensors, only a vocabulary\nhint: give a model")
     dims = {t.name: t.dims for t in source.tensors}
     types = recipes.choose(recipes.hparams(source.metadata), dims, options)
     for t in source.tensors:
@@ -200,7 +223,7 @@ def _check_evaluation(source: Source, text: _Text) -> None:
         raise errors.ArgumentError(f"the text has {n} tokens, at least {_CTX} are needed to evaluate\nhint: give a longer text")
 
 
-def _evaluate(source: Source, written: writer.Writer, text: _Text, n_threads: int | None) -> Evaluation:
+def _evaluate(source: Source, written: Writer, text: _Text, n_threads: int | None) -> Evaluation:
     from pyllm import LLM
 
     from .compare import compare

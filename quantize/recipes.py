@@ -7,6 +7,7 @@ smaller blocks takes its place.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -249,30 +250,68 @@ def fitting(kind: str, width: int) -> str:
 # ---- options above the mix ----
 
 @dataclass(frozen=True)
+class Target:
+    """What a search for types aims at. kind: "size" in bytes of the file, "bpw" in bits of the tensors' data for each parameter, or "kld"
+    in nats, mean over the text. text: what everything is measured on; name: of its file."""
+
+    kind: str
+    value: float
+    text: bytes
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("size", "bpw", "kld") or not 0 < self.value < float("inf"):
+            raise errors.ArgumentError(f"there is no target {self.kind} of {self.value}\nhint: size, bpw or kld, and a number above 0")
+
+    @property
+    def words(self) -> str:
+        """As the command says it."""
+        return f"--target-{self.kind} {self.value:.12g}"
+
+    @property
+    def checksum(self) -> str:
+        """Of the text."""
+        return "sha256:" + hashlib.sha256(self.text).hexdigest()
+
+
+@dataclass(frozen=True)
 class Options:
-    """mix: one of MIXES. tensor_types: (regular expression searched in the name, type); of several that match, the last counts.
+    """mix: one of MIXES; or target: what the types aim at, as measurements on the source say; types: those that were found, by tensor.
+    tensor_types: (regular expression searched in the name, type); of several that match, the last counts.
     output_type: of the output matrix, also where it is the embedding. token_embedding_type: of the embedding, before output_type. pure: the
     base type for all, but for the other options here. imatrix: whether there is one."""
 
-    mix: str
+    mix: str | None = None
     tensor_types: Sequence[tuple[str, str]] = ()
     output_type: str | None = None
     token_embedding_type: str | None = None
     pure: bool = False
     imatrix: bool = False
+    target: Target | None = None
+    types: Mapping[str, str] | None = None
 
 
 def choose(hparams: Mapping[str, Any], tensors: Mapping[str, Dims], options: Options) -> dict[str, str]:
-    """plan() with the options. Raises ArgumentError also for what is no type, no regular expression, or matches no tensor."""
-    found = plan(hparams, tensors, options.mix, options.imatrix)
+    """plan(), or the types that were found for a target, with the options. Raises ArgumentError also for what is no type, no regular
+    expression, or matches no tensor."""
+    if options.types is not None:
+        return {n: options.types.get(n, "f32") for n in tensors} | wanted(tensors, options)
+    assert options.mix is not None
+    return plan(hparams, tensors, options.mix, options.imatrix) | wanted(tensors, options)
+
+
+def wanted(tensors: Mapping[str, Dims], options: Options) -> dict[str, str]:
+    """The types of the tensors that the options name."""
     names = [n for n in tensors if is_quantized(n, tensors[n])]
-    wanted: dict[str, str] = {n: MIXES[find_mix(options.mix)].base for n in names} if options.pure else {}
+    found: dict[str, str] = {}
+    if options.pure and options.mix is not None:
+        found |= dict.fromkeys(names, MIXES[find_mix(options.mix)].base)
     for name, kind in (("output.weight", options.output_type), ("token_embd.weight", options.token_embedding_type)):
         if kind is not None:
-            wanted["token_embd.weight" if name not in tensors else name] = _checked(kind)
+            found["token_embd.weight" if name not in tensors else name] = _checked(kind)
     for pattern, kind in options.tensor_types:
-        wanted |= dict.fromkeys(_matching(pattern, names), _checked(kind))
-    return found | {n: fitting(kind, tensors[n][0]) for n, kind in wanted.items() if n in names}
+        found |= dict.fromkeys(_matching(pattern, names), _checked(kind))
+    return {n: fitting(kind, tensors[n][0]) for n, kind in found.items() if n in names}
 
 
 def _checked(kind: str) -> str:

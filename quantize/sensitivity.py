@@ -1,20 +1,15 @@
 """How much each tensor's quantization costs: the divergence that it causes on a calibration text, by type.
 
 For small changes of the weights the divergence of a model from itself is quadratic in them and nearly additive over tensors. So each
-tensor is
-quantized by itself, once, to a coarse type, and the divergence is measured by running the model. For the other types it is scaled by the
-ratio of the quantization errors, which need no run: sums of squares, weighted by the importance of the columns, over a sample of rows.
+tensor is quantized by itself, once, to a coarse type, and the divergence is measured by running the model. For the other types it is
+scaled by the ratio of the quantization errors, which need no run: sums of squares, weighted by the importance of the columns, over a
+sample of rows.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,32 +17,21 @@ from numpy.typing import NDArray
 from pyllm import _core, errors
 from pyllm.gguf import dequantize
 from pyllm.llm import LLM
-from pyllm.perplexity import split
 
+from .measurements import Measurements
 from .source import Source, TensorSource, n_rows
 from .types import block, type_id
-from .writer import writing
 
 Floats = NDArray[np.float32]
 Importance = Callable[[str], NDArray[np.float32] | None]        # of the columns of a tensor: [matrices, width]
 Progress = Callable[[int, int], None]
 
-# What a tensor may become, if its rows are whole blocks: every type with an encoder and a fast matrix product.
-TYPES = ("q2_k", "q3_k", "iq4_xs", "iq4_nl", "q4_0", "q4_k", "q4_1", "q5_0", "q5_k", "q5_1", "q6_k", "q8_0", "f16")
+# What a tensor may become, if its rows are whole blocks: the types with an encoder that are worth their bits.
+TYPES = ("q2_k", "q3_k", "iq3_s", "iq4_xs", "iq4_nl", "q4_0", "q4_k", "q4_1", "q5_0", "q5_k", "q5_1", "q6_k", "q8_0", "f16")
 _PROBES = ("q3_k", "q4_0")      # what tensors are measured at: the first whose blocks fit
 _HEAD = 4096                    # likeliest tokens of a position that the divergence tells apart
 _SAMPLE = 1 << 18               # weights that stand for a tensor when types are compared
 _SLAB = 1 << 21                 # weights that are encoded at a time
-_VERSION = 1                    # of the measurement: what an older one left is not used
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """text: cut into chunks of ctx tokens, `chunks` at most, the second half of which is scored."""
-
-    text: bytes
-    ctx: int = 256
-    chunks: int = 4
 
 
 @dataclass(frozen=True)
@@ -79,12 +63,13 @@ def type_errors(tensor: TensorSource, importance: NDArray[np.float32] | None, n_
     width, rows = tensor.dims[0], n_rows(tensor.dims)
     some = np.unique(np.linspace(0, rows - 1, min(rows, max(_SAMPLE // width, 16))).astype(np.int64))
     x = np.concatenate([tensor.read(int(r), int(r) + 1) for r in some])
-    w = None if importance is None else importance[0]
-    scale = rows / len(some)
-    found = {}
-    for kind in fitting_types(width):
-        difference = (x - quantized(x, kind, w, n_threads)).astype(np.float64) ** 2
-        found[kind] = scale * float((difference if w is None else difference * w).sum())
+    matrix = some // n_rows(tensor.dims[:2])        # that each row is of
+    found = dict.fromkeys(fitting_types(width), 0.0)
+    for m in np.unique(matrix):
+        part, w = x[matrix == m], None if importance is None else importance[m]
+        for kind in found:
+            difference = (part - quantized(part, kind, w, n_threads)).astype(np.float64) ** 2
+            found[kind] += rows / len(some) * float((difference if w is None else difference * w).sum())
     return found
 
 
@@ -96,44 +81,56 @@ def quantized(x: Floats, kind: str, weights: Floats | None, n_threads: int) -> F
 # ---- running the model ----
 
 class Probe:
-    """A loaded model, whose matrices can be replaced, and what it said before on a calibration text."""
+    """A loaded model, whose matrices can be replaced, and what it says as it is on chunks of a text."""
 
-    def __init__(self, llm: LLM, source: Source, calibration: Calibration, importance: Importance | None) -> None:
+    def __init__(self, llm: LLM, source: Source, chunks: Sequence[Sequence[int]], importance: Importance) -> None:
         """llm: of the source's file."""
-        self._llm, self._importance = llm, importance
+        self._llm, self._importance, self._chunks = llm, importance, chunks
         self._tensors = {t.name: t for t in source.tensors}
-        self._chunks = split(llm, calibration.text, calibration.ctx)[:calibration.chunks]
-        self._reference = [_Head(row) for block in self._logits() for row in block]
+        self._reference = [_Head(row) for row in self._logits()]
 
-    def _logits(self) -> Any:
+    def _logits(self) -> Iterator[Floats]:
+        """Of every position but the first few, which know nothing of the text yet."""
         for chunk in self._chunks:
-            yield from self._llm.logit_blocks(chunk[:-1], start=len(chunk) // 2)
+            for rows in self._llm.logit_blocks(chunk, start=len(chunk) // 16):
+                yield from rows
 
     def kld(self) -> float:
         """Mean divergence from what the model said when it was loaded: over the likeliest tokens of each position and all others together,
         which is at most the divergence over the vocabulary, and close to it."""
-        rows = (row for block in self._logits() for row in block)
-        return float(np.mean([head.divergence(row) for head, row in zip(self._reference, rows, strict=True)]))
+        return float(np.mean([head.divergence(row) for head, row in zip(self._reference, self._logits(), strict=True)]))
+
+    def kld_of(self, types: Mapping[str, str]) -> float:
+        """The divergence with all these matrices quantized."""
+        for name, kind in types.items():
+            self.quantize(name, kind)
+        found = self.kld()
+        for name in types:
+            self.restore(name)
+        return found
 
     def quantize(self, name: str, kind: str) -> None:
         """The matrix becomes, in memory, what the type keeps of it."""
-        tensor, importance = self._tensors[name], self._importance(name) if self._importance else None
-        for begin, end in self._slabs(tensor):
-            y = quantized(tensor.read(begin, end), kind, None if importance is None else importance[0], self._llm.threads)
+        tensor, importance = self._tensors[name], self._importance(name)
+        for matrix, begin, end in _slabs(tensor):
+            y = quantized(tensor.read(begin, end), kind, None if importance is None else importance[matrix], self._llm.threads)
             self._write(name, begin, _core.quantize(tensor.type_id, y, None, self._llm.threads))
 
     def restore(self, name: str) -> None:
         tensor = self._tensors[name]
-        for begin, end in self._slabs(tensor):
+        for _, begin, end in _slabs(tensor):
             self._write(name, begin, tensor.raw(begin, end))
 
     def _write(self, name: str, begin: int, rows: NDArray[np.uint8]) -> None:
         self._llm.on_engine(lambda e: e.write(name, begin, rows))
 
-    @staticmethod
-    def _slabs(tensor: TensorSource) -> list[tuple[int, int]]:
-        rows, step = n_rows(tensor.dims), max(_SLAB // tensor.dims[0] // 16 * 16, 16)
-        return [(at, min(at + step, rows)) for at in range(0, rows, step)]
+
+def _slabs(tensor: TensorSource) -> Iterator[tuple[int, int, int]]:
+    """(matrix of the stack, first row, last row + 1)."""
+    rows, step = n_rows(tensor.dims[:2]), max(_SLAB // tensor.dims[0] // 16 * 16, 16)
+    for matrix in range(n_rows(tensor.dims) // rows):
+        for at in range(0, rows, step):
+            yield matrix, matrix * rows + at, matrix * rows + min(at + step, rows)
 
 
 class _Head:
@@ -160,80 +157,23 @@ def _log_sum(logits: Floats) -> float:
     return float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
 
 
-# ---- what was measured before ----
-
-class State:
-    """Measurements as lines of JSON in a file, so that a killed run goes on where it was. key: what they depend on; a file of another key
-    is begun anew. A line that was cut off is dropped."""
-
-    def __init__(self, path: str | os.PathLike[str], key: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        self._found: dict[str, Any] = {}
-        key = {"version": _VERSION, **key}
-        lines = self._lines()
-        if lines and lines[0] == {"key": key}:
-            self._found = {k: v for line in lines[1:] for k, v in line.items()}
-        with writing(self.path, 0):
-            temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in ({"key": key}, *({k: v} for k, v in self._found.items()))))
-            os.replace(temporary, self.path)
-            self._file = open(self.path, "a")       # noqa: SIM115  # closed by close()
-
-    def _lines(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        try:
-            for line in self.path.read_text().splitlines():
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    break
-                found.append(value)
-        except (OSError, ValueError):
-            pass
-        return found
-
-    def get(self, name: str) -> Any:
-        return self._found.get(name)
-
-    def put(self, name: str, value: Any) -> None:
-        self._found[name] = value
-        with writing(self.path, 0):
-            self._file.write(json.dumps({name: value}) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> State:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def state_key(source: Source, calibration: Calibration, importance: str | None) -> dict[str, Any]:
-    """What measurements depend on. importance: checksum of the importance matrix."""
-    return {"source": source.checksum(), "text": hashlib.sha256(calibration.text).hexdigest(), "ctx": calibration.ctx,
-            "chunks": calibration.chunks, "imatrix": importance}
-
-
-def measure(probe: Probe, tensors: Sequence[TensorSource], importance: Importance | None, state: State, n_threads: int,
+def measure(make_probe: Callable[[], Probe], tensors: Sequence[TensorSource], importance: Importance, known: Measurements, n_threads: int,
             progress: Progress | None = None) -> dict[str, Sensitivity]:
-    """Of every tensor, those in the state as they are there. progress(done, all): tensors."""
-    found = {}
-    for i, tensor in enumerate(tensors):
+    """Of every tensor; those that are known are not measured again, and if all are, no probe is made. progress(done, all): tensors that
+    are measured now."""
+    missing = [t for t in tensors if known.get(t.name) is None]
+    for i, tensor in enumerate(missing):
+        probe = make_probe()
         if progress:
-            progress(i, len(tensors))
-        kept = state.get(tensor.name)
-        if kept is None:
-            kind = probe_type(tensor.dims[0])
-            errors_by_type = type_errors(tensor, importance(tensor.name) if importance else None, n_threads)
-            probe.quantize(tensor.name, kind)
-            kept = {"probe": kind, "kld": probe.kld(), "errors": errors_by_type}
-            probe.restore(tensor.name)
-            state.put(tensor.name, kept)
-        found[tensor.name] = Sensitivity(kept["probe"], kept["kld"], kept["errors"])
-    if progress:
-        progress(len(tensors), len(tensors))
+            progress(i, len(missing))
+        kind = probe_type(tensor.dims[0])
+        errors_by_type = type_errors(tensor, importance(tensor.name), n_threads)
+        probe.quantize(tensor.name, kind)
+        known.put(tensor.name, {"probe": kind, "kld": probe.kld(), "errors": errors_by_type})
+        probe.restore(tensor.name)
+    if progress and missing:
+        progress(len(missing), len(missing))
+    found = {t.name: Sensitivity(**known.get(t.name)) for t in tensors}
     if not any(s.kld for s in found.values()):
         raise errors.ArgumentError("no quantization changes what the model says on the calibration text\nhint: a longer text")
     return found

@@ -36,8 +36,8 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunks", type=whole(1, 1 << 30), metavar="N", help="only the first N chunks (default: all)")
 
 
-def read_text(file: str) -> bytes:
-    """What -f names."""
+def read_text(file: str, option: str = "-f") -> bytes:
+    """A text from a file; -: standard input."""
     from ..errors import FileError
 
     try:
@@ -46,7 +46,7 @@ def read_text(file: str) -> bytes:
         with open(file, "rb") as f:
             return f.read()
     except OSError as e:
-        raise FileError(f"{file}: {e.strerror}\nhint: -f takes the path of a text file") from e
+        raise FileError(f"{file}: {e.strerror}\nhint: {option} takes the path of a text file") from e
 
 
 def add_pack_cache(parser: argparse.ArgumentParser) -> None:

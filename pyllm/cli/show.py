@@ -55,8 +55,10 @@ def _receipt(receipt: dict[str, Any]) -> list[tuple[str, str]]:
     if not receipt:
         return []
     get = {key: str(value) for key, value in receipt.items()}.get
-    recipe = " ".join([str(receipt.get("mix", "-")), *map(str, receipt.get("options", []))])
+    recipe = " ".join([str(receipt.get("mix", receipt.get("target", "-"))), *map(str, receipt.get("options", []))])
     lines = [("quantized by", f"{get('quantized_by')}: {recipe}"), ("from", get("source.name", "-")), ("", get("source.checksum", "-"))]
+    if "calibration.text" in receipt:
+        lines.append(("measured on", f"{get('calibration.text')} ({get('calibration.text_checksum')})"))
     if "imatrix.checksum" in receipt:
         lines += [("imatrix", f"{get('imatrix.file')} ({get('imatrix.dataset')}, {get('imatrix.chunks_count')} chunks)"),
                   ("", get("imatrix.checksum", "-"))]
