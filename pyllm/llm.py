@@ -233,6 +233,16 @@ class LLM:
             self._template = ChatTemplate(source, names[0], names[1])
         return self._template
 
+    @property
+    def template_source(self) -> str:
+        """The chat template as it is written, or an empty text."""
+        return self._chat_source or _valid_text(self._metadata.get("tokenizer.chat_template"))
+
+    @property
+    def can_infill(self) -> bool:
+        """Whether `complete` takes a suffix."""
+        return self._infill is not None
+
     def prompt_ids(self, messages: Messages, **template_options: Any) -> list[int]:
         """Token ids of a conversation, ready for the answer."""
         return self.tokenizer.encode(self._render(messages, template_options), add_special=False)

@@ -119,6 +119,11 @@ class Stream:
             self.close()
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self._generation.n_prompt
+
+    @property
     def reply(self) -> Reply:
         """The finished reply; ArgumentError while chunks are still to come."""
         if self._generation.reply is None:

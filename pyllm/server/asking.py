@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..replies import Reply
+from ..tokenizer import Tokenizer
 from .failures import Refusal
 from .limits import Fields, Limits, kind_of
 
 MAX_TOKENS = 1 << 30
+MAX_PARTS = 4096        # of one content
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 # name in the API and in Options -> smallest, largest; a whole number if both are int
 _NUMBERS: dict[str, tuple[float, float]] = {
@@ -67,7 +70,7 @@ def text_of(fields: Fields, key: str, kinds: tuple[str, ...] = ("text", "input_t
     if not isinstance(value, list):
         return fields.text(key)
     texts = []
-    for part in fields.objects(key, 4096):
+    for part in fields.objects(key, MAX_PARTS):
         kind = part.text("type", "text")
         if kind not in kinds:
             raise Refusal(400, f"{part.name('type')} is {str(kind)[:40]!r}: this model takes text only", param=part.name("type"),
@@ -96,3 +99,12 @@ def template_options(fields: Fields) -> dict[str, Any]:
     if effort is not None:
         out["reasoning_effort"] = effort[:40]
     return out
+
+
+def matched_stop(reply: Reply, given: tuple[str, ...], tokenizer: Tokenizer) -> str | None:
+    """Which of the stop strings ended a reply, None if it ended by itself."""
+    if not given or not reply.tokens or tokenizer.is_end(reply.tokens[-1]):
+        return None
+    text = tokenizer.decode(reply.tokens)
+    found = [(at, -len(stop), stop) for stop in given if (at := text.find(stop)) >= 0]
+    return min(found)[2] if found else None

@@ -20,7 +20,7 @@ from .failures import Refusal, answer
 from .limits import Fields, Limits, kind_of
 from .openai import DONE, failure, finish_reason, head_of, stream_options, timings_of, usage_of
 from .streams import PING, SSE, Streamed, event
-from .work import Job, Work, watched
+from .work import Job, Work, client_of, watched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ class Ask:
 async def completions(work: Work, request: Request) -> Response:
     fields = Fields(await work.bodies.read(request))
     served = work.models.find(fields.text("model"))
-    ask = _ask_of(fields, work.limits)
+    ask = _ask_of(fields, work.limits, client_of(request))
     streaming, with_usage = stream_options(fields)
     if streaming and ask.echo and ask.top is not None:
         raise Refusal(400, "echo with logprobs cannot be streamed", param="stream", code="unsupported")
@@ -76,13 +76,13 @@ def _start(prompt: Prompt, suffix: str | None, options: dict[str, Any], llm: LLM
 
 # ---- what is asked ----
 
-def _ask_of(fields: Fields, limits: Limits) -> Ask:
+def _ask_of(fields: Fields, limits: Limits, client: str) -> Ask:
     prompts = _prompts(fields, limits)
     n = fields.whole("n", 1, limits.n) or 1
     if fields.whole("best_of", 1, limits.n) not in (None, n):
         raise Refusal(400, "best_of must be as n", param="best_of", code="unsupported")
     top = fields.whole("logprobs", 0, limits.logprobs)
-    options = sampling(fields, limits) | {"stop": stops(fields, "stop", limits)}
+    options = sampling(fields, limits) | {"stop": stops(fields, "stop", limits), "client": client}
     if top is not None:
         options["logprobs"] = top
     most = fields.whole("max_tokens", 0, MAX_TOKENS)

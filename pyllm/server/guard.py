@@ -49,16 +49,16 @@ class Access:
         name = found[1].lower().removesuffix(".")
         return name in self.hosts or (self.any_address and _is_address(name))
 
-    def admits(self, headers: Headers) -> bool:
-        """Whether a request carries one of the keys: Bearer, x-api-key, or as the password of Basic, which browsers ask people for. Takes
-        as long for a wrong key as for a right one."""
+    def key_of(self, headers: Headers) -> str | None:
+        """The name of the key that a request carries (Bearer, x-api-key, or as the password of Basic, which browsers ask people for); ""
+        if none is needed; None if it is wrong, which takes as long as a right one."""
         if not self.keys:
-            return True
+            return ""
         given = hashlib.sha256(_key_of(headers)).digest()
-        right = False
-        for key in self.keys:
-            right |= hmac.compare_digest(given, key)
-        return right
+        found = -1
+        for i, key in enumerate(self.keys):
+            found = i if hmac.compare_digest(given, key) else found
+        return None if found < 0 else f"key {found + 1}"
 
 
 def is_loopback(host: str) -> bool:
@@ -126,7 +126,8 @@ class Guard:
             return Refusal(400, "the Host header does not name this server (see --allow-host)", code="host_not_allowed")
         if origin is not None and _netloc(origin) != host.lower():
             return Refusal(403, "pages of other origins may not use this server", kind="permission_error", code="origin_not_allowed")
-        if not self._access.admits(headers):
+        scope["pyllm.key"] = self._access.key_of(headers)
+        if scope["pyllm.key"] is None:
             challenge = 'Basic realm="pyllm: any user, the API key as password"' if scope["path"] == "/" else "Bearer"
             return Refusal(401, "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY", kind="authentication_error",
                            code="invalid_api_key", headers={"WWW-Authenticate": challenge})

@@ -23,11 +23,13 @@ log = logging.getLogger("pyllm.server")
 class Served:
     """One model under its name. llm is None while it is not in memory."""
 
-    def __init__(self, name: str, load: Callable[[], LLM], keep_s: float | None, llm: LLM | None = None) -> None:
-        self.name, self.keep_s = name, keep_s       # keep_s: seconds in memory after its last use; None: for ever
+    def __init__(self, name: str, path: str, load: Callable[[], LLM], keep_s: float | None, llm: LLM | None = None) -> None:
+        self.name, self.path = name, path
+        self.keep_s = keep_s            # seconds in memory after its last use; None: for ever
         self.llm, self.created, self.used = llm, int(time.time()), time.monotonic()
         self.owned = llm is None        # else closing it is its owner's
         self.users = 0
+        self.described: Any = None      # what ollama.py read of its file
         self._load, self._loading = load, asyncio.Lock()
 
     @property
@@ -98,7 +100,7 @@ class Models:
         """One that is in memory already and stays there."""
         def gone() -> LLM:
             raise errors.Closed("the model is closed")
-        return cls([Served(name or name_of(str(llm.path)), gone, None, llm)])
+        return cls([Served(name or name_of(llm.path), llm.path, gone, None, llm)])
 
     @classmethod
     def named(cls, files: Iterable[tuple[str, str | os.PathLike[str]]], options: Mapping[str, Any], keep_s: float | None) -> Models:
@@ -106,7 +108,7 @@ class Models:
         served: dict[str, Served] = {}
         for name, spec in files:
             unique = next(n for i in range(1, 1 << 20) if (n := name if i == 1 else f"{name}-{i}") not in served)
-            served[unique] = Served(unique, partial(LLM, spec, **options), keep_s)
+            served[unique] = Served(unique, os.fspath(spec), partial(LLM, spec, **options), keep_s)
         return cls(served.values())
 
     def find(self, name: str | None) -> Served:

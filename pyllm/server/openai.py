@@ -19,7 +19,7 @@ from .failures import Refusal, answer, error_object
 from .limits import Fields, Limits
 from .models import Served
 from .streams import PING, SSE, Streamed, event
-from .work import Job, Work, watched
+from .work import Job, Work, client_of, watched
 
 DONE = b"data: [DONE]\n\n"
 
@@ -28,7 +28,7 @@ async def chat(work: Work, request: Request) -> Response:
     fields = Fields(await work.bodies.read(request))
     served = work.models.find(fields.text("model"))
     messages = messages_of(fields, work.limits)
-    options = chat_options(fields, work.limits)
+    options = {**chat_options(fields, work.limits), "client": client_of(request)}
     n = fields.whole("n", 1, work.limits.n) or 1
     streaming, with_usage = stream_options(fields)
     starts = [partial(_start, messages, {**options, "choice": i}) for i in range(n)]

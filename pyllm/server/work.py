@@ -155,6 +155,11 @@ class Job:
             left -= isinstance(event[1], Reply)
             yield event
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the first generation."""
+        return self._streams[0].prompt_tokens
+
     async def replies(self) -> list[Reply]:
         done: dict[int, Reply] = {}
         async for event in self.events():
@@ -173,6 +178,12 @@ class Job:
             stream.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stack.aclose()
+
+
+def client_of(request: Request) -> str:
+    """Who asks, for an even share of the engine: the API key without its secret, else the address."""
+    peer = request.client.host if request.client else ""
+    return str(request.scope.get("pyllm.key") or peer)
 
 
 @contextmanager
