@@ -24,9 +24,12 @@ class Arch:
 
     names: ClassVar[tuple[str, ...]]                    # GGUF's general.architecture, then Hugging Face class names
     neox: ClassVar[bool] = True                         # rope turns pairs (i, i + n/2); False: (2i, 2i + 1)
+    layer_norm: ClassVar[bool] = False                  # norms take the mean off and may have a bias; False: RMS norms
     defaults: ClassVar[dict[str, Any]] = {}             # hyperparameters that the family's files may leave out
-    tensors: ClassVar[dict[str, str]]                   # Hugging Face name to GGUF name, without .weight or .bias
+    tensors: ClassVar[dict[str, str]]                   # checkpoint's name to GGUF's, without .weight and .bias; {i}: layer, {e}: in stack
+    hf_ignored: ClassVar[tuple[str, ...]] = ()          # whole names of what checkpoints hold and no model needs
     hf_defaults: ClassVar[dict[str, Any]] = {}          # entries that config.json may leave out
+    hf_keys: ClassVar[dict[str, str]] = {}              # usual entry of config.json to what the family's files call it
 
     @property
     def name(self) -> str:
@@ -48,12 +51,35 @@ class Arch:
         """Keys (without prefix) that do not follow from the table of pyllm/hparams.py."""
         return {}
 
+    def transposed(self, name: str) -> bool:
+        """Whether the checkpoint has a GGUF matrix [out, in] as [in, out]."""
+        return False
+
     def gguf_name(self, hf_name: str) -> str | None:
-        """GGUF's name for a checkpoint's tensor; None if the family has no such tensor."""
-        stem, _, kind = hf_name.rpartition(".")
-        layer = next((part for part in stem.split(".") if part.isdigit()), "")
-        name = self.tensors.get(stem.replace(f".{layer}.", ".{i}.", 1) if layer else stem)
-        return f"{name.replace('{i}', layer)}.{kind}" if name else None
+        """GGUF's name for a checkpoint's tensor; None if the family has no such tensor. All matrices of a stack have one name."""
+        pattern, numbers = _pattern(hf_name)
+        stem, _, kind = pattern.rpartition(".")
+        name = self.tensors.get(stem)
+        return f"{name.replace('{i}', numbers[0] if numbers else '')}.{kind}" if name else None
+
+    def ignores(self, hf_name: str) -> bool:
+        return _pattern(hf_name)[0] in self.hf_ignored
+
+
+def stack_index(hf_name: str) -> int | None:
+    """Which matrix of a stack a checkpoint's tensor is: the second number in its name."""
+    numbers = _pattern(hf_name)[1]
+    return int(numbers[1]) if len(numbers) > 1 else None
+
+
+def _pattern(hf_name: str) -> tuple[str, list[str]]:
+    """A name with {i} and {e} for its numbers, and these."""
+    parts = hf_name.split(".")
+    places = [i for i, part in enumerate(parts) if part.isdigit()]
+    numbers = [parts[i] for i in places]
+    for i, mark in zip(places, ("{i}", "{e}"), strict=False):
+        parts[i] = mark
+    return ".".join(parts), numbers
 
 
 def neighbours(n: int, heads: int) -> NDArray[np.intp]:

@@ -32,7 +32,7 @@ class Gemma2(Arch):
             q, k, v = g.linear(h, "attn_q", "attn_k", "attn_v")
             q, k = g.rope(q, k)
             a = g.attention(q, k, v, scale=query_scale(c, n_layers_27b=46), softcap=c.attn_softcap,
-                            window=c.window if c.is_local(layer) else 0)
+                            window=c.window_of(layer))
             x = g.norm(g.linear(a, "attn_output"), "post_attention_norm", add=x)
             h = g.norm(x, "ffn_norm")
             h = g.linear(g.gated(h, "ffn_gate", "ffn_up", act="gelu"), "ffn_down")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class Gemma3(gemma2.Gemma2):
     names = ("gemma3", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
-    defaults = {"window": 1024, "window_pattern": 6, "rope_base": 1000000.0}
+    defaults = {"window": 1024, "window_pattern": 6, "rope_base": 1000000.0, "rope_base_local": 10000.0}
     hf_defaults = {                         # the published files with images leave out what is as in the 4B model
         "vocab_size": 262208, "max_position_embeddings": 131072, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
         "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "query_pre_attn_scalar": 256, "sliding_window": 4096, "tie_word_embeddings": True,
@@ -29,7 +29,7 @@ class Gemma3(gemma2.Gemma2):
             q, k, v = g.linear(h, "attn_q", "attn_k", "attn_v")
             q, k = g.rope(q, k, norm=("attn_q_norm", "attn_k_norm"), local=c.is_local(layer))
             a = g.attention(q, k, v, scale=gemma2.query_scale(c, n_layers_27b=62), softcap=c.attn_softcap,
-                            window=c.window if c.is_local(layer) else 0)
+                            window=c.window_of(layer))
             x = g.norm(g.linear(a, "attn_output"), "post_attention_norm", add=x)
             h = g.norm(x, "ffn_norm")
             h = g.linear(g.gated(h, "ffn_gate", "ffn_up", act="gelu"), "ffn_down")

@@ -101,19 +101,34 @@ class Builder:
         """Rows of the embedding matrix by token, times scale."""
         return self._step("embed", ["x"], [("w", self._weight(name)), ("scale", scale)])[0]
 
-    def norm(self, x: Value, name: str, add: Value | None = None) -> Value:
-        """RMS norm; add: a residual that is added to the result."""
-        return self._step("norm", [name], [("in", x), ("w", self._weight(name)), ("eps", self.c.eps), *_optional(add)])[0]
+    def positions(self, x: Value, name: str) -> Value:
+        """x plus the row of each position in a matrix of learned positions."""
+        return self._step("positions", ["x"], [("in", x), ("w", self._weight(name))])[0]
+
+    def norm(self, x: Value, name: str, *, groups: int = 1, add: Value | None = None) -> Value:
+        """The family's norm, RMS or layer norm. groups: so many parts of each row are normalised alone, with one weight or each with its
+        own; add: a residual that is added to the result."""
+        parts: list[tuple[str, object]] = [("groups", groups)] if groups > 1 else []
+        if not self.arch.layer_norm:
+            return self._step("norm", [name], [("in", x), ("w", self._weight(name)), ("eps", self.c.eps), *parts, *_optional(add)])[0]
+        params = [("in", x), ("w", self._weight(name)), ("bias", self._bias(name)), ("eps", self.c.eps), *parts]
+        y = self._step("layernorm", [name], params)[0]
+        return y if add is None else self.add(y, add)
 
     @overload
-    def linear(self, x: Value, name: str, /, *, add: Value | None = None, tied: str = "") -> Value: ...
+    def linear(self, x: Value, name: str, /, *, act: str = "", add: Value | None = None, tied: str = "") -> Value: ...
     @overload
     def linear(self, x: Value, name: str, /, *names: str) -> tuple[Value, ...]: ...
-    def linear(self, x: Value, *names: str, add: Value | None = None, tied: str = "") -> Value | tuple[Value, ...]:
-        """Matrices times x, up to three at once. add: a residual; tied: the matrix to use if the file has no such tensor."""
-        used = tuple(tied if tied and not self._has(n) else n for n in names)
+    def linear(self, x: Value, *names: str, act: str = "", add: Value | None = None, tied: str = "") -> Value | tuple[Value, ...]:
+        """Matrices times x, up to three at once. act: silu, gelu (its tanh form), gelu_erf, relu, relu2 (its square) or sigmoid of the
+        product; add: a residual; tied: the matrix to use if the file has no such tensor."""
+        if act and any(map(self._is_adapted, names)):
+            y = self.linear(x, names[0])
+            return self._step("act", ["act"], [("in", y), ("act", act)])[0]
+        used = tuple(tied if tied and not self.has(n) else n for n in names)
         labels = [n.partition("[")[0].rpartition("_")[2] for n in names]
-        params = [("in", x), ("w", ",".join(map(self._weight, used))), ("bias", ",".join(map(self._bias, used))), *_optional(add)]
+        params = [("in", x), ("w", ",".join(map(self._weight, used))), ("bias", ",".join(map(self._bias, used))),
+                  *([("act", act)] if act else []), *_optional(add)]
         out = self._step("linear", labels, params)
         out = tuple(self._adapted(x, name, y) for name, y in zip(used, out, strict=True))
         return out[0] if len(names) == 1 else out
@@ -128,6 +143,13 @@ class Builder:
         out = self._step("rope", ["q_rope", "k_rope"], params)
         return out[0], out[1]
 
+    def temperature(self, q: Value) -> Value:
+        """q times 1 + s ln(1 + floor(position / n)): attention that sharpens in long contexts; without s in the file no step."""
+        c = self.c
+        if not c.attn_temperature:
+            return q
+        return self._step("temperature", ["q_scaled"], [("in", q), ("scale", c.attn_temperature), ("length", c.temperature_length)])[0]
+
     def attention(self, q: Value, k: Value, v: Value, *, scale: float | None = None, window: int = 0, softcap: float = 0.0) -> Value:
         """Causal attention over the sequence so far. scale: factor on q.k, by default 1/sqrt(head size); window: how many
         positions a row sees, 0 = all."""
@@ -139,11 +161,14 @@ class Builder:
         return self._step("attn", ["attn"], params)[0]
 
     def gated(self, x: Value, gate: str, up: str, *, act: str) -> Value:
-        """act(gate x) * (up x); act: silu or gelu (its tanh form)."""
-        if any(f"{self._full(name)[0]}.weight" in adapter.scales for name in (gate, up) for adapter in self.gguf.adapters):
+        """act(gate x) * (up x); act: as in linear."""
+        if any(self._is_adapted(name) or self._bias(name) != "-" for name in (gate, up)):
             g, u = self.linear(x, gate, up)
             return self._step("glu", ["ffn"], [("in", f"{g.name},{u.name}"), ("act", act)])[0]
         return self._step("gated", ["ffn"], [("in", x), ("w", f"{self._weight(gate)},{self._weight(up)}"), ("act", act)])[0]
+
+    def _is_adapted(self, name: str) -> bool:
+        return any(f"{self._full(name)[0]}.weight" in adapter.scales for adapter in self.gguf.adapters)
 
     def _adapted(self, x: Value, name: str, y: Value) -> Value:
         """y plus what adapters add to the product of x with a matrix: B (A x) times their scale (LoRA, Hu et al., arXiv:2106.09685)."""
@@ -161,6 +186,13 @@ class Builder:
     def rows(self, x: Value) -> Value:
         """Only the rows whose logits are wanted: what follows runs on those alone."""
         return self._step("rows", ["rows"], [("in", x)])[0]
+
+    def scale(self, x: Value, by: float) -> Value:
+        """x times a number; 1 changes nothing and writes no step."""
+        return x if by == 1 else self._step("scale", ["scaled"], [("in", x), ("by", by)])[0]
+
+    def add(self, x: Value, y: Value) -> Value:
+        return self._step("add", ["sum"], [("in", f"{x.name},{y.name}")])[0]
 
     def softcap(self, x: Value, cap: float) -> Value:
         """cap * tanh(x / cap); cap 0 changes nothing and writes no step."""
@@ -196,12 +228,13 @@ class Builder:
         stem, bracket, rest = name.partition("[")
         return (stem if self._layer is None else f"blk.{self._layer}.{stem}"), bracket + rest
 
-    def _has(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
+        """Whether the file has a weight of this name."""
         return self._full(name)[0] + ".weight" in self.gguf.tensors
 
     def _weight(self, name: str) -> str:
         stem, rows = self._full(name)
-        if not self._has(name):
+        if not self.has(name):
             raise errors.FormatError(f"{self.c.path}: tensor {stem}.weight is missing\n"
                                      f"hint: the file is incomplete, or a variant that models/{self.arch.name}.py does not describe")
         return f"{stem}.weight{rows}"

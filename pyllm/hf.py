@@ -11,9 +11,9 @@ from typing import Any
 
 from . import errors
 from ._core import lib
-from .hparams import TABLE
+from .hparams import TABLE, key_of
 from .models import Arch, families
-from .rope import PI, base_frequencies
+from .rope import PI, base_frequencies, growth
 
 Config = Mapping[str, Any]      # the parsed config.json, of the text model where a checkpoint holds several
 
@@ -21,6 +21,7 @@ Config = Mapping[str, Any]      # the parsed config.json, of the text model wher
 # Parts of a checkpoint that the text model does not need, and prefixes that its tensors have where a checkpoint also reads images.
 _OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+_HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def find_family(config: Config, where: str) -> Arch:
@@ -38,12 +39,13 @@ def find_family(config: Config, where: str) -> Arch:
 def text_config(config: Config, arch: Arch) -> dict[str, Any]:
     """The entries of the text model, with those that its family's files may leave out."""
     inside = config.get("text_config")
-    return {**arch.hf_defaults, **config, **(inside if isinstance(inside, dict) else {})}
+    given = {**config, **(inside if isinstance(inside, dict) else {})}
+    return {**arch.hf_defaults, **given, **{usual: given[own] for usual, own in arch.hf_keys.items() if own in given}}
 
 
 def gguf_name(hf_name: str, config: Config, arch: Arch, where: str) -> str | None:
     """GGUF's name of a checkpoint's tensor; None for what the model does without. Raises UnsupportedModel for what it cannot."""
-    if hf_name.startswith(_OTHER_PARTS) or (hf_name == "lm_head.weight" and config.get("tie_word_embeddings")):
+    if hf_name.startswith(_OTHER_PARTS) or arch.ignores(hf_name) or (hf_name in _HEADS and config.get("tie_word_embeddings")):
         return None
     prefix = next((p for p in _PREFIXES if hf_name.startswith(p)), "")
     name = arch.gguf_name(_PREFIXES.get(prefix, "") + hf_name.removeprefix(prefix))
@@ -56,11 +58,14 @@ def gguf_name(hf_name: str, config: Config, arch: Arch, where: str) -> str | Non
 def metadata(config: Config, arch: Arch) -> dict[str, Any]:
     """The architecture's GGUF keys and values. config: of the text model."""
     found: dict[str, Any] = {}
-    for spec in TABLE.values():
+    for name, spec in TABLE.items():
         if spec.hf and config.get(spec.hf) is not None:
-            found[spec.key] = spec.type(config[spec.hf])
+            found[key_of(name, arch)] = spec.type(config[spec.hf])
     if config.get("use_sliding_window") is False:       # Qwen2's files name a window that is not in force
         found.pop("attention.sliding_window", None)
+    kinds = config.get("layer_types")
+    if kinds and found.get("attention.sliding_window"):
+        found["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in kinds]
     found.update(_rope_metadata(config))
     found.update(arch.hf_hparams(config))
     return {f"{arch.name}.{key}": value for key, value in found.items()}
@@ -115,6 +120,11 @@ def _rope_metadata(config: Config) -> dict[str, Any]:
         for name, key in (("attention_factor", "attn_factor"), ("beta_fast", "beta_fast"), ("beta_slow", "beta_slow")):
             if rope.get(name) is not None:
                 found[f"rope.scaling.yarn_{key}"] = float(rope[name])
+        if rope.get("attention_factor") is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+            found["rope.scaling.yarn_log_multiplier"] = float(rope["mscale_all_dim"])
+            if rope["mscale"] != 1:
+                grow, less = (growth(rope["factor"], rope[name]) for name in ("mscale", "mscale_all_dim"))
+                found["rope.scaling.yarn_attn_factor"] = grow / less
     return found
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Spec:
-    """One row of the table. key: without the architecture's prefix; default: a value, or a function of the values before it."""
+    """One row of the table. key: without the architecture's prefix; default: a value, or a function of the values before it; per_layer:
+    least and greatest entry where a file may have a list of one entry a layer."""
 
     key: str
     type: type
@@ -29,10 +30,12 @@ class Spec:
     high: float
     default: Any
     hf: str
+    per_layer: tuple[float, float] | None = None
 
 
-def _row(key: str, kind: type, low: float, high: float, default: Any = REQUIRED, hf: str = "") -> Any:
-    return field(metadata={"spec": Spec(key, kind, low, high, default, hf)})
+def _row(key: str, kind: type, low: float, high: float, default: Any = REQUIRED, hf: str = "", *,
+         per_layer: tuple[float, float] | None = None) -> Any:
+    return field(metadata={"spec": Spec(key, kind, low, high, default, hf, per_layer)})
 
 
 def _default_head_dim(v: Values) -> int:
@@ -57,34 +60,51 @@ class Config:
     value_dim: int = _row("attention.value_length", int, 16, 1024, lambda v: v["head_dim"], "head_dim")
     eps: float = _row("attention.layer_norm_rms_epsilon", float, 1e-20, 1.0, hf="rms_norm_eps")
     attn_scale: float = _row("attention.scale", float, 1e-9, 1e9, None)
+    attn_temperature: float = _row("attention.temperature_scale", float, 0, 1e3, 0.0)
+    temperature_length: int = _row("attention.temperature_length", int, 1, 1 << 30, lambda v: v["n_ctx_train"])
+    embedding_scale: float = _row("embedding_scale", float, -1e9, 1e9, 1.0, "embedding_multiplier")
+    residual_scale: float = _row("residual_scale", float, -1e9, 1e9, 1.0, "residual_multiplier")
+    logit_scale: float = _row("logit_scale", float, 1e-9, 1e9, 1.0, "logit_scale")
+    parallel: bool = _row("use_parallel_residual", bool, 0, 1, False, "use_parallel_residual")
     attn_softcap: float = _row("attn_logit_softcapping", float, 0, 1e9, 0.0, "attn_logit_softcapping")
     final_softcap: float = _row("final_logit_softcapping", float, 0, 1e9, 0.0, "final_logit_softcapping")
     window: int = _row("attention.sliding_window", int, 0, 1 << 30, 0, "sliding_window")
-    window_pattern: int = _row("attention.sliding_window_pattern", int, 1, 1024, 1)
+    window_pattern: int | tuple[int, ...] = _row("attention.sliding_window_pattern", int, 1, 1024, 1, per_layer=(0, 1))
     n_rot: int = _row("rope.dimension_count", int, 2, 1024, lambda v: v["head_dim"])
     rope_base: float = _row("rope.freq_base", float, 1.0, 1e15, 10000.0)
-    rope_base_local: float = _row("rope.freq_base_swa", float, 1.0, 1e15, 10000.0)
+    rope_base_local: float = _row("rope.freq_base_swa", float, 1.0, 1e15, lambda v: v["rope_base"])
     rope_scaling: str = _row("rope.scaling.type", str, 0, 32, "none")
     rope_factor: float = _row("rope.scaling.factor", float, 1e-3, 1e6, 1.0)
     rope_n_ctx: int = _row("rope.scaling.original_context_length", int, 2, 1 << 30, lambda v: max(2, v["n_ctx_train"]))
     rope_attn_factor: float = _row("rope.scaling.attn_factor", float, 1e-3, 1e3, 1.0)
     yarn_attn_factor: float = _row("rope.scaling.yarn_attn_factor", float, 1e-3, 1e3, None)
+    yarn_log_mul: float = _row("rope.scaling.yarn_log_multiplier", float, 0, 1e3, 0.0)
     yarn_beta_fast: float = _row("rope.scaling.yarn_beta_fast", float, 1e-3, 1e6, 32.0)
     yarn_beta_slow: float = _row("rope.scaling.yarn_beta_slow", float, 1e-3, 1e6, 1.0)
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer attends only within the window: in patterns of n, the last layer of every n is global."""
+        if isinstance(self.window_pattern, tuple):
+            return bool(self.window_pattern[layer])
         return (layer + 1) % self.window_pattern != 0
+
+    def window_of(self, layer: int) -> int:
+        return self.window if self.is_local(layer) else 0
 
 
 TABLE: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Config) if "spec" in f.metadata}
+
+
+def key_of(name: str, arch: Arch) -> str:
+    """The GGUF key of a row of the table, without prefix: layer norms have their own for eps."""
+    return "attention.layer_norm_epsilon" if name == "eps" and arch.layer_norm else TABLE[name].key
 
 
 def read(kv: Values, arch: Arch, path: str, n_vocab: int, n_ctx: int | None) -> Config:
     """The table's values from a file's metadata; raises FormatError or UnsupportedModel naming key, value, range and file."""
     values: dict[str, Any] = {}
     for name, spec in TABLE.items():
-        key = f"{arch.name}.{spec.key}"
+        key = f"{arch.name}.{key_of(name, arch)}"
         raw = kv.get(key)
         if raw is None:
             default = arch.defaults.get(name, spec.default)
@@ -94,10 +114,22 @@ def read(kv: Values, arch: Arch, path: str, n_vocab: int, n_ctx: int | None) -> 
             if raw is None:
                 values[name] = None
                 continue
-        values[name] = _checked(key, spec, _same_for_all_layers(key, raw, path), path)
+        if spec.per_layer and hasattr(raw, "__len__") and not isinstance(raw, str):
+            values[name] = _layers(key, spec, raw, values["n_layers"], path)
+        else:
+            values[name] = _checked(key, spec, _same_for_all_layers(key, raw, path), path)
     config = Config(path=path, arch=arch.name, n_vocab=n_vocab, n_ctx=n_ctx or values["n_ctx_train"], **values)
     _check_together(config)
     return config
+
+
+def _layers(key: str, spec: Spec, raw: Any, n_layers: int, path: str) -> tuple[Any, ...]:
+    if len(raw) != n_layers:
+        raise errors.FormatError(f"{path}: {key} is a list of {len(raw)} for {n_layers} layers\n"
+                                 "hint: the file is damaged; download or convert it again")
+    entry = replace(spec, low=spec.per_layer[0], high=spec.per_layer[1]) if spec.per_layer else spec
+    items = (x.item() if hasattr(x, "item") else x for x in raw)
+    return tuple(_checked(key, entry, int(x) if isinstance(x, bool) else x, path) for x in items)
 
 
 def _same_for_all_layers(key: str, raw: Any, path: str) -> Any:
@@ -111,7 +143,10 @@ def _same_for_all_layers(key: str, raw: Any, path: str) -> Any:
 
 
 def _checked(key: str, spec: Spec, raw: Any, path: str) -> Any:
-    good = isinstance(raw, str) if spec.type is str else isinstance(raw, (int, float)) and not isinstance(raw, bool)
+    if spec.type is bool:
+        good = isinstance(raw, bool)
+    else:
+        good = isinstance(raw, str) if spec.type is str else isinstance(raw, (int, float)) and not isinstance(raw, bool)
     if good and spec.type is int:
         good = raw == int(raw) if isfinite(raw) else False
     if good:
@@ -119,7 +154,8 @@ def _checked(key: str, spec: Spec, raw: Any, path: str) -> Any:
         size = len(value) if spec.type is str else value
         if spec.low <= size <= spec.high:
             return value
-    wanted = "a short name" if spec.type is str else f"{'a whole' if spec.type is int else 'a'} number from {spec.low:g} to {spec.high:g}"
+    number = f"{'a whole' if spec.type is int else 'a'} number from {spec.low:g} to {spec.high:g}"
+    wanted = {str: "a short name", bool: "true or false"}.get(spec.type, number)
     raise errors.FormatError(f"{path}: {key} is {raw!r}, not {wanted}\nhint: the file is damaged; download or convert it again")
 
 

@@ -6,6 +6,7 @@ rounding only (and by its activation quantization where weights are quantized).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,16 +75,30 @@ class _Run:
     def embed(self, w: str, scale: str) -> Array:
         return np.asarray(self.weights(w)[self.tokens], np.float64) * float.fromhex(scale)
 
+    def positions(self, x: Array, w: str) -> Array:
+        return x + np.asarray(self.weights(w)[: len(x)], np.float64)
+
     def angles(self, table: str, mscale: str) -> Array:
         turn = np.arange(len(self.tokens))[:, None] * self.tables[table]
         return np.concatenate([np.cos(turn), np.sin(turn)], axis=1) * float.fromhex(mscale)
 
-    def norm(self, x: Array, w: str, eps: str, add: str | None = None) -> Array:
-        return self.plus(_rms(x, self.weight(w), float.fromhex(eps)), add)
+    def norm(self, x: Array, w: str, eps: str, groups: str = "1", add: str | None = None) -> Array:
+        parts = x.reshape(len(x), int(groups), -1)
+        return self.plus(_rms(parts, self._part(w, parts), float.fromhex(eps)).reshape(x.shape), add)
 
-    def linear(self, x: Array, w: str, bias: str, add: str | None = None) -> tuple[Array, ...]:
-        return tuple(self.plus(self.times(x, m) + (0 if b == "-" else self.weight(b)), add)
-                     for m, b in zip(w.split(","), bias.split(","), strict=True))
+    def layernorm(self, x: Array, w: str, bias: str, eps: str, groups: str = "1") -> Array:
+        parts = x.reshape(len(x), int(groups), -1)
+        d = parts - parts.mean(axis=-1, keepdims=True)
+        y: Array = _rms(d, self._part(w, parts), float.fromhex(eps))
+        return (y if bias == "-" else y + self._part(bias, parts)).reshape(x.shape)
+
+    def _part(self, name: str, parts: Array) -> Array:
+        """A vector of each group's width or of all groups together, as [1 or groups, width]."""
+        return self.weight(name).reshape(-1, parts.shape[-1])
+
+    def linear(self, x: Array, w: str, bias: str, act: str = "", add: str | None = None) -> tuple[Array, ...]:
+        products = (self.times(x, m) + (0 if b == "-" else self.weight(b)) for m, b in zip(w.split(","), bias.split(","), strict=True))
+        return tuple(self.plus(_act(act, y) if act else y, add) for y in products)
 
     def rope(self, q: Array, k: Array, angles: str, heads: str, dim: str, rot: str, neox: str, norm: str, eps: str) -> tuple[Array, ...]:
         n = int(rot) // 2
@@ -97,6 +112,10 @@ class _Run:
             x[..., first], x[..., second] = a * cos - b * sin, b * cos + a * sin
             out.append(x.reshape(len(x), -1))
         return tuple(out)
+
+    def temperature(self, q: Array, scale: str, length: str) -> Array:
+        steps = np.arange(len(q))[:, None] // int(length)
+        return q * (1 + float.fromhex(scale) * np.log1p(steps))
 
     def attn(self, q: Array, k: Array, v: Array, layer: str, heads: str, kv_heads: str, dim: str, scale: str, window: str,
              softcap: str) -> Array:
@@ -118,10 +137,10 @@ class _Run:
         return self.glu(gate, up, act)
 
     def glu(self, gate: Array, up: Array, act: str) -> Array:
-        y: Array = up * gate / (1 + np.exp(-gate))
-        if act == "gelu":
-            y = up * 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-        return y
+        return _act(act, gate) * up
+
+    def act(self, x: Array, act: str) -> Array:
+        return _act(act, x)
 
     def rows(self, x: Array) -> Array:
         return x        # every position's logits are wanted here
@@ -135,6 +154,25 @@ class _Run:
 
     def add(self, x: Array, z: Array) -> Array:
         return x + z
+
+
+def _erf(x: Array) -> Array:
+    return np.array([math.erf(v) for v in x.ravel()]).reshape(x.shape)
+
+
+def _act(name: str, x: Array) -> Array:
+    y: Array = 1 / (1 + np.exp(-x))
+    if name == "silu":
+        y = x * y
+    elif name == "gelu":
+        y = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    elif name == "gelu_erf":
+        y = 0.5 * x * (1 + _erf(x * np.sqrt(0.5)))
+    elif name in ("relu", "relu2"):
+        y = np.maximum(x, 0) ** (2 if name == "relu2" else 1)
+    else:
+        assert name == "sigmoid", name
+    return y
 
 
 def _rms(x: Array, w: Array, eps: float) -> Array:

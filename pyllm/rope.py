@@ -41,7 +41,7 @@ def base_frequencies(base: float, n_rot: int) -> list[float]:
 
 def _yarn(c: Config, plain: list[float]) -> tuple[list[float], float]:
     """YaRN (Peng et al., arXiv:2309.00071): pairs that turn often within the trained context stay, slow ones are
-    interpolated, with a ramp between; cos and sin grow by 0.1 ln(factor) + 1."""
+    interpolated, with a ramp between; cos and sin grow by 0.1 ln(factor) + 1, less what the file's multiplier says."""
 
     def pair_of(rotations: float) -> float:         # the pair that makes so many turns in the trained context
         x: float = c.n_rot * lib.pyllm_math_log(c.rope_n_ctx / (rotations * 2 * PI)) / (2 * lib.pyllm_math_log(c.rope_base))
@@ -54,5 +54,10 @@ def _yarn(c: Config, plain: list[float]) -> tuple[list[float], float]:
     width = max(high - low, 0.001)
     ramp = [min(1.0, max(0.0, (i - low) / width)) for i in range(len(plain))]
     mixed = [f / c.rope_factor * r + f * (1 - r) for f, r in zip(plain, ramp, strict=True)]
-    grow = 0.1 * lib.pyllm_math_log(c.rope_factor) + 1 if c.rope_factor > 1 else 1.0
+    grow = growth(c.rope_factor, 1.0) / growth(c.rope_factor, c.yarn_log_mul)
     return mixed, (grow if c.yarn_attn_factor is None else c.yarn_attn_factor) * c.rope_attn_factor
+
+
+def growth(factor: float, by: float) -> float:
+    """0.1 by ln(factor) + 1: how much scores grow with a stretch of the context."""
+    return 0.1 * by * lib.pyllm_math_log(factor) + 1 if factor > 1 else 1.0

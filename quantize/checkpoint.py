@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from pyllm import build, errors, hf, hparams
 from pyllm.engine import plan_bytes
 from pyllm.gguf import GGUF
+from pyllm.models import stack_index
 
 from . import modelcard, packed, vocab
 from .fields import Field
 from .folder import open_folder
-from .source import TensorSource
+from .source import TensorSource, n_rows
 from .writer import TensorSpec, write_outline
 
 _F32, _F16 = 0, 1
@@ -83,19 +84,29 @@ class Checkpoint:
     def _tensors(self, where: str) -> list[TensorSource]:
         weights = packed.weights(self._folder.weights(), self.config, self._folder.path)
         found: dict[str, TensorSource] = {}
+        stacks: dict[str, dict[int, CheckpointTensor]] = {}
         for hf_name, weight in weights.items():
             name = hf.gguf_name(hf_name, self.config, self.arch, str(self._folder.path))
             if name is None:
                 continue
-            if name in found:
+            entry = stack_index(hf_name)
+            if name in found or (entry is not None and entry in stacks.get(name, {})):
                 raise errors.FormatError(f"{self._folder.path}: two tensors are {name}, one of them {hf_name}\n"
                                          "hint: the checkpoint is damaged; download it again")
             if not 1 <= len(weight.shape) <= 2 or not prod(weight.shape):
                 raise errors.FormatError(f"{self._folder.path}: tensor {hf_name} has the shape {list(weight.shape)}, which is no "
                                          "matrix and no vector\nhint: the checkpoint is damaged; download it again")
+            if self.arch.transposed(name):
+                found[name] = Transposed(name, weight)
+                continue
             with checked(where):
                 order = self.arch.row_order(name, weight.shape[0], self.config)
-            found[name] = CheckpointTensor(name, weight, order, self.arch.offset(name))
+            tensor = CheckpointTensor(name, weight, order, self.arch.offset(name))
+            if entry is None:
+                found[name] = tensor
+            else:
+                stacks.setdefault(name, {})[entry] = tensor
+        found.update((name, Stack(name, parts, str(self._folder.path))) for name, parts in stacks.items())
         with checked(where):
             factors = hf.rope_tensors(self.config)
         for name, values in factors.items():
@@ -156,6 +167,49 @@ class CheckpointTensor:
         wanted = self._order[begin:end]             # they lie close together: within the heads that begin and end touch
         first = int(wanted.min())
         return read(first, int(wanted.max()) + 1)[wanted - first]
+
+
+class Transposed:
+    """A matrix [in, out] of a checkpoint as GGUF's [out, in]. It is held as a whole from its first row to its last."""
+
+    def __init__(self, name: str, weight: packed.Weight) -> None:
+        self.name, self.dims, self.cost, self.type_id = name, weight.shape, weight.cost, -1
+        self._weight = weight
+        self._whole: NDArray[np.float32] | None = None
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        whole = self._weight.read(0, self.dims[0]) if self._whole is None else self._whole
+        self._whole = None if end == self.dims[1] else whole
+        return np.ascontiguousarray(whole[:, begin:end].T)
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        raise NotImplementedError
+
+
+class Stack:
+    """Tensors of one shape, one after the other: the experts of a layer."""
+
+    def __init__(self, name: str, parts: Mapping[int, CheckpointTensor], where: str) -> None:
+        self._parts = [parts[i] for i in sorted(parts)]
+        first = self._parts[0]
+        if sorted(parts) != list(range(len(parts))) or any(p.dims != first.dims for p in self._parts):
+            raise errors.FormatError(f"{where}: the {len(parts)} tensors of {name} are not numbered from 0 or differ in shape\n"
+                                     "hint: the checkpoint is incomplete; download it again")
+        self.name, self.dims, self.cost = name, (*first.dims, len(parts)), sum(p.cost for p in self._parts)
+        self.type_id = first.type_id if all(p.type_id == first.type_id for p in self._parts) else -1
+        self._rows = n_rows(first.dims)
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        return np.concatenate([part.read(a, b) for part, a, b in self._spans(begin, end)])
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        return np.concatenate([part.raw(a, b) for part, a, b in self._spans(begin, end)])
+
+    def _spans(self, begin: int, end: int) -> Iterator[tuple[CheckpointTensor, int, int]]:
+        """The parts that rows [begin, end) lie in, and which of their rows; for no rows the first part."""
+        for i in range(begin // self._rows, max(-(-end // self._rows), begin // self._rows + 1)):
+            at = i * self._rows
+            yield self._parts[min(i, len(self._parts) - 1)], max(begin - at, 0), min(end - at, self._rows)
 
 
 class Given:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pyllm import errors, hf
 from pyllm._core import lib
+from pyllm.models import stack_index
 
 from . import folder, packed, pickles, pipeline, safetensors
 from .checkpoint import CheckpointTensor, checked
@@ -105,7 +106,9 @@ class AdapterSource:
 
     def _tensors_of(self, module: str, a: packed.Plain, b: packed.Plain) -> list[TensorSource]:
         name = hf.gguf_name(f"{module}.weight", {}, self.arch, self._where)
-        assert name is not None
+        if name is None or stack_index(f"{module}.weight") is not None or self.arch.transposed(name):
+            raise errors.UnsupportedModel(f"{self._where}: the adapter changes {module}, which cannot be adapted\n"
+                                          "hint: train it on the attention and on dense feed-forward layers")
         rank = a.shape[0]
         if b.shape[1] != rank:
             raise errors.FormatError(f"{self._where}: {module} has A {list(a.shape)} and B {list(b.shape)}, whose ranks differ\n"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import torch
 import transformers
 
@@ -26,19 +27,25 @@ write_gguf = importlib.util.module_from_spec(_spec)
 sys.modules["write_gguf"] = write_gguf
 _spec.loader.exec_module(write_gguf)
 
+def rope(kind: str, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
+
+
 SMALL = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
          "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 GEMMA = SMALL | {"num_attention_heads": 4, "head_dim": 32, "tie_word_embeddings": True, "sliding_window": 8, "rms_norm_eps": 1e-6}
 GEMMA3_ROPE = {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}
+OLMO3_YARN = rope("yarn", factor=8.0, original_max_position_embeddings=32, attention_factor=1.2)["rope_parameters"]
+OLMO3_ROPE = {"rope_parameters": {"full_attention": OLMO3_YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32,
             "short_factor": [1.0 + i / 8 for i in range(12)], "long_factor": [1.5 + i * i / 4 for i in range(12)]}
+HALF = rope("default", partial_rotary_factor=0.5)
+PLAIN = SMALL | {"layer_norm_eps": 1e-5}
+FALCON = {"vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 256,
+          "bos_token_id": 1, "eos_token_id": 2}
 PHI3 = SMALL | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}
-
-
-def rope(kind: str, **more: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
 
 
 # name: (class, config, tokens, ctx). A name with a dot shares its weights with the part before it.
@@ -56,6 +63,37 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
                                              "final_logit_softcapping": 5.0}, 40, None),
     "gemma3": ("Gemma3ForCausalLM", GEMMA | GEMMA3_ROPE | {"num_hidden_layers": 7, "query_pre_attn_scalar": 32, "num_key_value_heads": 1},
                40, None),
+    "gemma": ("GemmaForCausalLM", SMALL | {"num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True}, 40, None),
+    "granite": ("GraniteForCausalLM", SMALL | {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625,
+                                               "logits_scaling": 8.0, "tie_word_embeddings": True}, 40, None),
+    "olmo2": ("Olmo2ForCausalLM", SMALL | {"num_key_value_heads": 4}, 40, None),
+    "olmo3": ("Olmo3ForCausalLM", SMALL | {"num_hidden_layers": 5, "sliding_window": 8} | OLMO3_ROPE, 40, None),
+    "glm4": ("Glm4ForCausalLM", SMALL | {"head_dim": 32}, 40, None),
+    "ministral3": ("Ministral3ForCausalLM", SMALL | {"head_dim": 16} | rope(
+        "yarn", factor=16.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.5), 40, None),
+    "exaone4": ("Exaone4ForCausalLM", SMALL | {"num_hidden_layers": 5, "sliding_window": 8, "sliding_window_pattern": 4}, 40, None),
+    "exaone4-global": ("Exaone4ForCausalLM", SMALL | {"sliding_window": None, "layer_types": 3 * ["full_attention"]}, 40, None),
+    "stablelm": ("StableLmForCausalLM", PLAIN | {"head_dim": None, "use_qkv_bias": True, "partial_rotary_factor": 0.25}, 40, None),
+    "stablelm-12b": ("StableLmForCausalLM", PLAIN | {"qk_layernorm": True, "use_parallel_residual": True}, 40, None),
+    "starcoder2": ("Starcoder2ForCausalLM", PLAIN | {"norm_epsilon": 1e-5, "sliding_window": 8, "tie_word_embeddings": True}, 40, None),
+    "gpt2": ("GPT2LMHeadModel", {"vocab_size": 272, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
+                                 "eos_token_id": 2}, 40, None),
+    "gptneox": ("GPTNeoXForCausalLM", PLAIN | {"num_key_value_heads": None, "rotary_pct": 0.25, "hidden_act": "gelu"}, 40, None),
+    "gptneox-serial": ("GPTNeoXForCausalLM", PLAIN | {"num_key_value_heads": None, "rotary_pct": 0.5,
+                                                  "use_parallel_residual": False,
+                                                  "attention_bias": False}, 40, None),
+    "falcon-7b": ("FalconForCausalLM", FALCON | {"multi_query": True, "bias": False}, 40, None),
+    "falcon-40b": ("FalconForCausalLM", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False}, 40, None),
+    "phi2": ("PhiForCausalLM", PLAIN | {"num_key_value_heads": 4, "hidden_act": "gelu_new"} | HALF, 40, None),
+    "command-r": ("CohereForCausalLM", PLAIN | {"logit_scale": 0.25, "hidden_act": "silu", "tie_word_embeddings": True}, 40, None),
+    "command-r-plus": ("CohereForCausalLM", PLAIN | {"logit_scale": 0.8, "use_qk_norm": True, "hidden_act": "silu",
+                                                     "tie_word_embeddings": True}, 40, None),
+    "cohere2": ("Cohere2ForCausalLM", PLAIN | {"num_hidden_layers": 5, "sliding_window": 8, "logit_scale": 0.25, "hidden_act": "silu",
+                                               "tie_word_embeddings": True}, 40, None),
+    "nemotron": ("NemotronForCausalLM", PLAIN | {"norm_eps": 1e-5, "hidden_act": "relu2"} | HALF, 40, None),
+    "arcee": ("ArceeForCausalLM", SMALL, 40, None),
+    "seed-oss": ("SeedOssForCausalLM", SMALL | {"head_dim": 32, "attention_bias": True}, 40, None),
+    "ernie4_5": ("Ernie4_5ForCausalLM", SMALL | {"use_bias": True, "tie_word_embeddings": True, "head_dim": 16}, 40, None),
     "phi3": ("Phi3ForCausalLM", PHI3 | {"sliding_window": 8}, 40, None),
     "phi3-longrope": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 40, None),
     "phi3-longrope.short": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 24, 32),
@@ -64,25 +102,27 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
 }
 
 
+transformers.logging.disable_progress_bar()
 LORAS = ("llama", "gemma3", "phi3")     # with adapters: reordered rows, other rope and norms, fused matrices
 
 
 def make(name: str) -> None:
     hf_class, settings, n, ctx = GOLDENS[name]
     model_class = getattr(transformers, hf_class)
-    config = model_class.config_class(**settings, attn_implementation="eager")
-    model = model_class(config).eval()
-    state = model.state_dict()
-    if config.tie_word_embeddings:
-        state.pop("lm_head.weight")
-    shapes = {key: list(value.shape) for key, value in state.items()}
-    weights = {key: write_gguf.tensor(name.partition(".")[0], key, shape) for key, shape in shapes.items()}
-    left = model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()}, strict=False)
-    assert not left.unexpected_keys and left.missing_keys in ([], ["lm_head.weight"]), left
+    config = model_class.config_class(**settings)
+    saved = {k: v for k, v in config.to_dict().items() if v is not None and not k.startswith("_") and k != "transformers_version"}
+    with tempfile.TemporaryDirectory() as folder:           # names and shapes as published checkpoints have them
+        path = Path(folder)
+        model_class(config).save_pretrained(path)
+        with safetensors.safe_open(path / "model.safetensors", "np") as file:
+            shapes = {key: list(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
+        weights = {key: write_gguf.tensor(name.partition(".")[0], key, shape) for key, shape in shapes.items()}
+        safetensors.numpy.save_file(weights, path / "model.safetensors", {"format": "pt"})
+        model, report = model_class.from_pretrained(path, attn_implementation="eager", output_loading_info=True)
+    assert not any(report.values()), report
     ids = [(37 * i * i + 11 * i + 5) % settings["vocab_size"] for i in range(n)]
     with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0].numpy()
-    saved = {k: v for k, v in config.to_dict().items() if v is not None and not k.startswith("_") and k != "transformers_version"}
+        logits = model.eval()(torch.tensor([ids])).logits[0].numpy()
     text = json.dumps({"hf_class": hf_class, "config": saved, "shapes": shapes, "ids": ids, "ctx": ctx}, sort_keys=True)
     (FOLDER / f"{name}.json").write_text(text + "\n")
     np.save(FOLDER / f"{name}.npy", logits.astype(np.float32))

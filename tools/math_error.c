@@ -37,6 +37,8 @@ static double exp_exact(double x) { return exp(x); }
 static double silu_exact(double x) { return x / (1 + exp(-x)); }
 static double gelu_exact(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
 
+static double gelu_erf_exact(double x) { return 0.5 * x * (1 + erf(x * sqrt(0.5))); }
+
 /* Floats from `from` away from zero to `to`, both of one sign. half_x: the unit is 2^-24 |x|, for functions that lose all digits somewhere. */
 static void scan(worst *w, float (*f)(float), double (*exact)(double), float from, float to, uint32_t step, int half_x) {
     for (uint64_t u = f32_to_bits(from); u <= f32_to_bits(to); u += step) {
@@ -89,6 +91,8 @@ int main(int argc, char **argv) {
     both_signs("tanh32", "ulp", tanh32, tanh_exact, -20, 20, (uint32_t)step, 0);
     both_signs("silu32", "ulp", silu32, silu_exact, -88, 1e10f, (uint32_t)step, 0);
     both_signs("gelu32", "2^-24|x|", gelu32, gelu_exact, -1e10f, 1e10f, (uint32_t)step, 1);
+    both_signs("erf32", "ulp", erf32, erf, -10, 10, (uint32_t)step, 0);
+    both_signs("gelu_erf", "2^-24|x|", gelu_erf32, gelu_erf_exact, -1e10f, 1e10f, (uint32_t)step, 1);
     doubles(samples);
     return 0;
 }

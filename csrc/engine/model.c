@@ -146,7 +146,8 @@ static int list_kernels(pyllm_model *m, pyllm_error *err) {
         for (int32_t s = 0; s < m->t.n_steps && !used; s++) {
             const char *op = m->t.steps[s].op->name;
             if (!strcmp(op, "glu")) op = "gated";
-            used = !strncmp(name, "rmsnorm", slot) ? !strcmp(op, "norm") : strlen(op) == slot && !strncmp(name, op, slot);
+            used = !strncmp(name, "rmsnorm=", slot + 1) ? !strcmp(op, "norm") : strlen(op) == slot && !strncmp(name, op, slot);
+            used |= !strncmp(name, "act=", slot + 1) && !strcmp(op, "linear") && m->t.steps[s].p[LINEAR_ACT].n;
         }
         for (int32_t w = 0; w < m->t.n_weights && !used; w++) {
             const weight *x = &m->t.weights[w];

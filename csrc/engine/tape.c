@@ -123,10 +123,9 @@ static int resolve(parser *p, weight *w, int64_t b) {
     const qtype_info *q = qtype_get(info.type);
     if (!q) return err_set(p->err, PYLLM_ERR_UNSUPPORTED, "tensor %s has type id %u, which this build does not know\n"
                            "hint: a newer version may read it, or requantize the model", w->name, info.type);
-    int dims = w->is_vector ? 1 : 2;
-    for (int i = dims; i < 4; i++)
-        if (info.ne[i] != 1) return err_set(p->err, PYLLM_ERR_FORMAT, "tensor %s has more than %d dimensions", w->name, dims);
-    int64_t n = w->is_vector ? info.ne[0] : info.ne[1];
+    for (int i = 2; i < 4; i++)
+        if (info.ne[i] != 1) return err_set(p->err, PYLLM_ERR_FORMAT, "tensor %s has more than 2 dimensions", w->name);
+    int64_t n = w->is_vector ? info.ne[0] * info.ne[1] : info.ne[1];        /* vectors may come as a stack, one for each head */
     if (b < 0) b = n;
     if (b > n) return err_set(p->err, PYLLM_ERR_FORMAT, "tape line %d: %s has %lld rows, the slice ends at %lld", p->line, w->name,
                               (long long)n, (long long)b);
@@ -203,6 +202,12 @@ static int parse_list(parser *p, char kind, word list, param *out) {
     return out->n ? 0 : fail(p, "empty list", list);
 }
 
+static int find_act(word w) {
+#define ACT_NAME(kind, name, fn) if (is(w, #name)) return ACT_##kind;
+    ACTS(ACT_NAME)
+    return -1;
+}
+
 static int parse_value(parser *p, step *s, char kind, word v, param *out) {
     if (kind == 'M' || kind == 'V' || kind == 'l') return parse_list(p, kind, v, out);
     out->n = 1;
@@ -222,7 +227,7 @@ static int parse_value(parser *p, step *s, char kind, word v, param *out) {
             }
         return fail(p, "unknown table", v);
     default:
-        out->i[0] = is(v, "silu") ? ACT_SILU : is(v, "gelu") ? ACT_GELU_TANH : -1;
+        out->i[0] = find_act(v);
         return out->i[0] < 0 ? fail(p, "unknown activation", v) : 0;
     }
 }
@@ -239,8 +244,13 @@ static int parse_params(parser *p, step *s) {
             if (optional) continue;
             return fail(p, "missing parameter", (word){want.s, key});
         }
+        const char *before = p->at;
         word pair = next_word(&p->at, p->end, ' ');
-        if (pair.n <= key || memcmp(pair.s, want.s, key) || pair.s[key] != '=') return fail(p, "unexpected parameter", pair);
+        if (pair.n <= key || memcmp(pair.s, want.s, key) || pair.s[key] != '=') {
+            if (!optional) return fail(p, "unexpected parameter", pair);
+            p->at = before;
+            continue;
+        }
         TRY(parse_value(p, s, kind, (word){pair.s + key + 1, pair.n - key - 1}, &s->p[i]));
     }
     return p->at < p->end ? fail(p, "too many parameters", none) : 0;
@@ -286,11 +296,12 @@ static int parse_step(parser *p, word op) {
     TRY(s->op->check(&c, s));
     for (int i = 0; i < s->n_out; i++)
         if (t->values[s->out[i]].width < 1 || t->values[s->out[i]].width > (1 << 24)) return fail(p, "value too wide", outs);
-    if (!strcmp(s->op->name, "embed") || !strcmp(s->op->name, "linear") || !strcmp(s->op->name, "gated"))
+    int by_row = !strcmp(s->op->name, "embed") || !strcmp(s->op->name, "positions");
+    if (by_row || !strcmp(s->op->name, "linear") || !strcmp(s->op->name, "gated"))
         for (int i = 0; i < s->p[0].n; i++) {
             weight *w = &t->weights[s->p[0].id[i]];
-            if (s->op->n_in) w->multiply++;
-            else w->embed++;
+            if (by_row) w->embed++;
+            else w->multiply++;
         }
     t->n_steps++;
     return 0;

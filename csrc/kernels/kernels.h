@@ -45,8 +45,16 @@ typedef int64_t dot_peak_fn(int64_t rounds, const int8_t *a, uint32_t *sum);
  * All over f32; n any positive number; no alignment needed; y may equal x. */
 /* y = x * (1/sqrt(mean(x^2) + eps)) * w  (w NULL: without). */
 typedef void rmsnorm_fn(const float *x, const float *w, float *y, int64_t n, float eps);
+/* y = ((x - mean) * (1/sqrt(mean((x - mean)^2) + eps))) * w + b  (b NULL: without). */
+typedef void layernorm_fn(const float *x, const float *w, const float *b, float *y, int64_t n, float eps);
+/* Activations by kind, name on the tape, and function of base/math.h; kinds are numbered in this order. */
+#define ACTS(X) X(SILU, silu, silu) X(GELU_TANH, gelu, gelu) X(GELU_ERF, gelu_erf, gelu_erf) X(RELU, relu, relu) X(RELU2, relu2, relu2_) \
+    X(SIGMOID, sigmoid, sigmoid)
+#define ACT_ENUM(kind, name, fn) ACT_##kind,
+enum act_kind { ACTS(ACT_ENUM) ACT_COUNT };
+/* y = act(x). */
+typedef void act_fn(int act, const float *x, float *y, int64_t n);
 /* y = act(gate) * up. */
-enum act_kind { ACT_SILU = 0, ACT_GELU_TANH = 1 };
 typedef void gated_fn(int act, const float *gate, const float *up, float *y, int64_t n);
 /* y = cap * tanh(x / cap). */
 typedef void softcap_fn(const float *x, float *y, int64_t n, float cap);
@@ -101,6 +109,8 @@ typedef struct kernels {
     dot_peak_fn *dot_peak;
     matmul_fn *matmul[QTYPE_COUNT];             /* NULL: this type cannot be multiplied */
     rmsnorm_fn *rmsnorm;
+    layernorm_fn *layernorm;
+    act_fn *act;
     gated_fn *gated;
     softcap_fn *softcap;
     angles_fn *angles;

@@ -73,6 +73,28 @@ INLINE fx fx_gelu(fx x) {
     return fx_mul(fx_mul(fx_set1(0.5f), x), fx_add(fx_set1(1.0f), fx_tanh(fx_mul(fx_set1(GELU_B), u))));
 }
 
+/* erf32 of base/math.h. */
+INLINE fx fx_erf(fx x) {
+    fx a = fx_and(x, 0x7fffffff), four = fx_set1(4.0f), t = fx_less(four, a, four, a), s = fx_mul(x, x);
+    fx p = fx_fma(s, fx_set1(ERF_A6), fx_set1(ERF_A5)), q = fx_fma(t, fx_set1(ERF_B6), fx_set1(ERF_B5));
+    p = fx_fma(p, s, fx_set1(ERF_A4));
+    p = fx_fma(p, s, fx_set1(ERF_A3));
+    p = fx_fma(p, s, fx_set1(ERF_A2));
+    p = fx_fma(p, s, fx_set1(ERF_A1));
+    p = fx_fma(p, s, fx_set1(ERF_A0));
+    q = fx_fma(q, t, fx_set1(ERF_B4));
+    q = fx_fma(q, t, fx_set1(ERF_B3));
+    q = fx_fma(q, t, fx_set1(ERF_B2));
+    q = fx_fma(q, t, fx_set1(ERF_B1));
+    q = fx_fma(q, t, fx_set1(ERF_B0));
+    fx big = fx_sub(fx_set1(1.0f), fx_exp(q));
+    return fx_less(a, fx_set1(0.9375f), fx_mul(x, p), fx_or(big, fx_and(x, (int32_t)0x80000000u)));
+}
+INLINE fx fx_gelu_erf(fx x) { return fx_mul(fx_mul(fx_set1(0.5f), x), fx_add(fx_set1(1.0f), fx_erf(fx_mul(x, fx_set1(SQRT_HALF))))); }
+INLINE fx fx_relu(fx x) { return fx_less(x, fx_set1(0), fx_set1(0), x); }
+INLINE fx fx_relu2_(fx x) { return fx_mul(fx_relu(x), fx_relu(x)); }
+INLINE fx fx_sigmoid(fx x) { return fx_div(fx_set1(1.0f), fx_add(fx_set1(1.0f), fx_exp(fx_sub(fx_set1(-0.0f), x)))); }
+
 /* n (32 or 256) values to int8 by the rule of docs/numerics.md: returns d, q in [-127, 127], sums of each 16 q. Absolute values order like their
    bits, infinities and NaN last, so one integer maximum finds the largest and what is not finite. */
 INLINE float quantize_block(const float *x, int n, int8_t *q, int16_t *sum16) {

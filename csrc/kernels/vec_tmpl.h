@@ -21,12 +21,50 @@ static void NAME(rmsnorm)(const float *x, const float *w, float *y, int64_t n, f
     for (; i < n; i++) y[i] = w ? (x[i] * r) * w[i] : x[i] * r;
 }
 
-INLINE fx gate_act(int act, fx g) { return act == ACT_SILU ? fx_silu(g) : fx_gelu(g); }
+static void NAME(layernorm)(const float *x, const float *w, const float *b, float *y, int64_t n, float eps) {
+    fx s = fx_set1(0), d = fx_set1(0);
+    int64_t i = 0, whole = n / 16 * 16;
+    for (; i < whole; i += 16) s = fx_add(s, fx_load(x + i));
+    if (i < n) s = fx_add(s, fx_load_part(x + i, n - i));
+    float mean = fx_sum(s) / (float)n, rest[16] = {0};
+    fx mm = fx_set1(mean);
+    for (i = 0; i < whole; i += 16) {
+        fx v = fx_sub(fx_load(x + i), mm);
+        d = fx_fma(v, v, d);
+    }
+    for (; i < n; i++) rest[i - whole] = x[i] - mean;
+    fx left = fx_load(rest);        /* zeros add nothing to a lane */
+    float r = 1.0f / __builtin_sqrtf(fx_sum(fx_fma(left, left, d)) / (float)n + eps);
+    fx rr = fx_set1(r);
+    for (i = 0; i < whole; i += 16) {
+        fx v = fx_mul(fx_mul(fx_sub(fx_load(x + i), mm), rr), fx_load(w + i));
+        fx_store(y + i, b ? fx_add(v, fx_load(b + i)) : v);
+    }
+    for (; i < n; i++) {
+        float v = ((x[i] - mean) * r) * w[i];
+        y[i] = b ? v + b[i] : v;
+    }
+}
+
+#define ACT_LOOP(kind, name, fn) \
+    case ACT_##kind: \
+        for (; i + 16 <= n; i += 16) fx_store(y + i, fx_##fn(fx_load(x + i))); \
+        if (i < n) fx_store_part(y + i, fx_##fn(fx_load_part(x + i, n - i)), n - i); \
+        return;
+#define GATED_LOOP(kind, name, fn) \
+    case ACT_##kind: \
+        for (; i + 16 <= n; i += 16) fx_store(y + i, fx_mul(fx_##fn(fx_load(gate + i)), fx_load(up + i))); \
+        if (i < n) fx_store_part(y + i, fx_mul(fx_##fn(fx_load_part(gate + i, n - i)), fx_load_part(up + i, n - i)), n - i); \
+        return;
+
+static void NAME(act)(int act, const float *x, float *y, int64_t n) {
+    int64_t i = 0;
+    switch (act) { ACTS(ACT_LOOP) }
+}
 
 static void NAME(gated)(int act, const float *gate, const float *up, float *y, int64_t n) {
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) fx_store(y + i, fx_mul(gate_act(act, fx_load(gate + i)), fx_load(up + i)));
-    if (i < n) fx_store_part(y + i, fx_mul(gate_act(act, fx_load_part(gate + i, n - i)), fx_load_part(up + i, n - i)), n - i);
+    switch (act) { ACTS(GATED_LOOP) }
 }
 
 static void NAME(softcap)(const float *x, float *y, int64_t n, float cap) {
@@ -58,6 +96,8 @@ static void NAME(rope)(const float *x, const float *angles, float *y, int heads,
 
 void NAME(init_vec)(kernels *k) {
     KERNEL_LEVEL(k, rmsnorm, "rmsnorm", rmsnorm);
+    KERNEL_LEVEL(k, layernorm, "layernorm", layernorm);
+    KERNEL_LEVEL(k, act, "act", act);
     KERNEL_LEVEL(k, gated, "gated", gated);
     KERNEL_LEVEL(k, softcap, "softcap", softcap);
     KERNEL_LEVEL(k, rope, "rope", rope);

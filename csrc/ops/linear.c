@@ -7,7 +7,6 @@
 
 #include <string.h>
 
-enum { LINEAR_W, LINEAR_BIAS, LINEAR_ADD };
 enum { GATED_W, GATED_ACT };
 enum {
     STREAM_BYTES = 128 << 10,       /* weights of an item when there is one panel: nothing is read twice */
@@ -108,7 +107,7 @@ typedef struct linear_job {
     const op_ctx *c;
     const float *x, *add;       /* add: [rows, n] or NULL */
     int64_t rows;
-    int n, act;
+    int n, act;                 /* act: -1 = none */
     product p[OP_MAX];
 } linear_job;
 
@@ -167,10 +166,11 @@ static void linear_item(void *ctx, int64_t item, int worker) {
         int m = (int)(t.end - r < PANEL ? t.end - r : PANEL);
         float *y = p->y + r * ld + t.first;
         multiply(j->c, p->w, j->x, r / PANEL, m, t.first, t.groups, y, ld);
-        for (int q = 0; q < m && (p->bias || j->add); q++) {
+        for (int q = 0; q < m && (p->bias || j->act >= 0 || j->add); q++) {
             float *yq = y + q * ld;
             if (p->bias)
                 for (int64_t o = 0; o < t.n; o++) yq[o] += p->bias[t.first + o];
+            if (j->act >= 0) j->c->k->act(j->act, yq, yq, t.n);
             if (j->add) {
                 const float *z = j->add + (r + q) * ld + t.first;
                 for (int64_t o = 0; o < t.n; o++) yq[o] += z[o];
@@ -181,7 +181,8 @@ static void linear_item(void *ctx, int64_t item, int worker) {
 
 int run_linear(const op_ctx *c, const step *s) {
     const param *w = &s->p[LINEAR_W];
-    linear_job j = {.c = c, .x = value_ptr(c, s->in[0]), .rows = value_rows(c, s->in[0]), .n = w->n};
+    linear_job j = {.c = c, .x = value_ptr(c, s->in[0]), .rows = value_rows(c, s->in[0]), .n = w->n,
+                    .act = s->p[LINEAR_ACT].n ? (int)s->p[LINEAR_ACT].i[0] : -1};
     if (s->p[LINEAR_ADD].n) j.add = value_ptr(c, s->p[LINEAR_ADD].id[0]);
     int64_t items = 0;
     for (int i = 0; i < w->n; i++) {

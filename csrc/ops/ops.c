@@ -37,7 +37,7 @@ size_t attn_worker_bytes(const step *s);
 size_t op_scratch_bytes(const weight *weights, const step *s) {
     if (s->op->run == run_gated) return gated_scratch_bytes();
     if (s->op->run == run_attn) return attn_worker_bytes(s);
-    if (s->op->run == run_embed) {          /* one row of file bytes */
+    if (s->op->run == run_embed || s->op->run == run_positions) {       /* one row of file bytes */
         const weight *w = &weights[s->p[0].id[0]];
         return (size_t)(w->k / qtype_get(w->type)->elems) * (size_t)qtype_get(w->type)->bytes;
     }

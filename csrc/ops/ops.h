@@ -19,7 +19,7 @@ typedef struct weight {
     int64_t tensor;             /* index in the file */
     uint32_t type;
     int is_vector;
-    int embed, multiply;        /* uses by embed and by linear/gated */
+    int embed, multiply;        /* uses by row (embed, positions) and in products */
     size_t group_bytes, bytes;  /* of a packed group; of all data in memory (0: rows are read from the file) */
     size_t offset;              /* in the model's weight memory */
     const uint8_t *packed;
@@ -86,7 +86,8 @@ typedef struct batch {
     const run *runs;
 } batch;
 
-/* Attention's parameters, in the order of its row in ops.def: the KV cache is laid out by them. */
+/* Parameters in the order of their rows in ops.def, where others than the op look at them. The KV cache is laid out by attention's. */
+enum { LINEAR_W, LINEAR_BIAS, LINEAR_ACT, LINEAR_ADD };
 enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP };
 
 /* All a runner needs for one step of one batch. */

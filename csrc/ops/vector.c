@@ -1,14 +1,16 @@
-/* Row-wise ops: embed, angles, norm, rope, rows, softcap, scale, glu, add. One work item is one row. */
+/* Row-wise ops: embed, positions, angles, temperature, norm, layernorm, rope, rows, softcap, scale, glu, add. One work item is one row. */
 #include "ops.h"
 
-#include "../base/alloc.h"
+#include "../base/math.h"
 #include "../kernels/pack.h"
 
 #include <string.h>
 
 enum { EMBED_W, EMBED_SCALE };
 enum { ANGLES_TABLE, ANGLES_MSCALE };
-enum { NORM_W, NORM_EPS, NORM_ADD };
+enum { TEMPERATURE_SCALE, TEMPERATURE_LENGTH };
+enum { NORM_W, NORM_EPS, NORM_GROUPS, NORM_ADD };
+enum { LAYERNORM_W, LAYERNORM_BIAS, LAYERNORM_EPS, LAYERNORM_GROUPS };
 enum { ROPE_ANGLES, ROPE_HEADS, ROPE_DIM, ROPE_ROT, ROPE_NEOX, ROPE_NORM, ROPE_EPS };
 
 typedef struct row_job {
@@ -29,8 +31,8 @@ static int check_same(const op_check *c, step *s) {
     return 0;
 }
 
-/* ---- embed --------------------------------------------------------------------------------------------------------- */
-int check_embed(const op_check *c, step *s) {
+/* ---- embed and positions -------------------------------------------------------------------------------------------- */
+static int check_table(const op_check *c, const step *s) {
     if (s->p[EMBED_W].n != 1 || s->p[EMBED_W].id[0] < 0) return op_fail(c, s, "one matrix is needed");
     const weight *w = &c->weights[s->p[EMBED_W].id[0]];
     if (!qtype_get(w->type))
@@ -39,34 +41,66 @@ int check_embed(const op_check *c, step *s) {
     return 0;
 }
 
-static void embed_row(void *ctx, int64_t r, int worker) {
-    row_job *j = ctx;
+int check_embed(const op_check *c, step *s) { return check_table(c, s); }
+
+int check_positions(const op_check *c, step *s) {
+    TRY(check_table(c, s));
+    if (c->values[s->in[0]].late) return op_fail(c, s, "positions cannot stand after rows");
+    return c->values[s->in[0]].width == c->values[s->out[0]].width ? 0 : op_fail(c, s, "the matrix does not have the input's width");
+}
+
+/* Row i of a matrix as floats to y [k]. */
+static void table_row(row_job *j, const weight *w, int64_t i, int worker, float *y) {
     const op_ctx *c = j->c;
-    const weight *w = &c->weights[j->s->p[EMBED_W].id[0]];
     uint8_t *bytes = c->scratch + (size_t)worker * c->scratch_bytes;
     size_t row_bytes = (size_t)(w->k / qtype_get(w->type)->elems) * (size_t)qtype_get(w->type)->bytes;
-    int64_t token = c->b->tokens[r];
     if (w->packed) {
-        unpack_row(w->type, w->packed + (size_t)(token / GROUP) * w->group_bytes, (int)(token % GROUP), w->k, bytes);
+        unpack_row(w->type, w->packed + (size_t)(i / GROUP) * w->group_bytes, (int)(i % GROUP), w->k, bytes);
     } else {
-        int rc = gguf_read(c->file, w->tensor, (uint64_t)(w->row0 + token) * row_bytes, row_bytes, bytes, worker ? NULL : c->err);
+        int rc = gguf_read(c->file, w->tensor, (uint64_t)(w->row0 + i) * row_bytes, row_bytes, bytes, worker ? NULL : c->err);
         if (rc) {
             __atomic_store_n(&j->rc, rc, __ATOMIC_RELAXED);
             return;
         }
     }
-    float *y = value_ptr(c, j->s->out[0]) + r * w->k, scale = j->s->p[EMBED_SCALE].f;
     dequantize(w->type, bytes, w->k, y);
-    if (scale != 1)
-        for (int64_t i = 0; i < w->k; i++) y[i] *= scale;
 }
 
-int run_embed(const op_ctx *c, const step *s) {
-    int rc = run_rows_of(c, s, embed_row, c->b->n_rows);
+static int run_table(const op_ctx *c, const step *s, pool_fn fn) {
+    int rc = run_rows_of(c, s, fn, c->b->n_rows);
     if (rc && rc != PYLLM_ERR_CANCELLED && c->err && !c->err->code)
         return err_set(c->err, rc, "%s: the rows of %s cannot be read any more\nhint: the file was changed while it was in use; load the model again",
                        gguf_path(c->file), c->weights[s->p[EMBED_W].id[0]].name);
     return rc;
+}
+
+static void embed_row(void *ctx, int64_t r, int worker) {
+    row_job *j = ctx;
+    const weight *w = &j->c->weights[j->s->p[EMBED_W].id[0]];
+    float *y = value_ptr(j->c, j->s->out[0]) + r * w->k, scale = j->s->p[EMBED_SCALE].f;
+    table_row(j, w, j->c->b->tokens[r], worker, y);
+    if (scale != 1)
+        for (int64_t i = 0; i < w->k; i++) y[i] *= scale;
+}
+
+int run_embed(const op_ctx *c, const step *s) { return run_table(c, s, embed_row); }
+
+static void positions_row(void *ctx, int64_t r, int worker) {
+    row_job *j = ctx;
+    const weight *w = &j->c->weights[j->s->p[EMBED_W].id[0]];
+    const float *x = value_ptr(j->c, j->s->in[0]) + r * w->k;
+    float *y = value_ptr(j->c, j->s->out[0]) + r * w->k;
+    table_row(j, w, j->c->b->pos[r], worker, y);
+    for (int64_t i = 0; i < w->k; i++) y[i] = x[i] + y[i];
+}
+
+int run_positions(const op_ctx *c, const step *s) {
+    const weight *w = &c->weights[s->p[EMBED_W].id[0]];
+    for (int32_t r = 0; r < c->b->n_rows; r++)
+        if (c->b->pos[r] >= w->n)
+            return err_set(c->err, PYLLM_ERR_FULL, "position %lld: the model has learned %lld positions (%s), no more\nhint: a shorter context (ctx)",
+                           (long long)c->b->pos[r], (long long)w->n, w->name);
+    return run_table(c, s, positions_row);
 }
 
 /* ---- angles and rope ------------------------------------------------------------------------------------------------ */
@@ -120,12 +154,38 @@ static void rope_row(void *ctx, int64_t r, int worker) {
 
 int run_rope(const op_ctx *c, const step *s) { return run_rows_of(c, s, rope_row, c->b->n_rows); }
 
-/* ---- norm ------------------------------------------------------------------------------------------------------------ */
+/* ---- temperature --------------------------------------------------------------------------------------------------------- */
+int check_temperature(const op_check *c, step *s) {
+    if (s->p[TEMPERATURE_LENGTH].i[0] < 1 || c->values[s->in[0]].late) return op_fail(c, s, "a length and rows before `rows` are needed");
+    return check_same(c, s);
+}
+
+static void temperature_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    int64_t n = j->c->values[j->s->in[0]].width, steps = j->c->b->pos[r] / j->s->p[TEMPERATURE_LENGTH].i[0];
+    const float *x = value_ptr(j->c, j->s->in[0]) + r * n;
+    float *y = value_ptr(j->c, j->s->out[0]) + r * n, by = (float)(1 + (double)j->s->p[TEMPERATURE_SCALE].f * math_log(1 + (double)steps));
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * by;
+}
+
+int run_temperature(const op_ctx *c, const step *s) { return run_rows_of(c, s, temperature_row, value_rows(c, s->in[0])); }
+
+/* ---- norms ----------------------------------------------------------------------------------------------------------- */
+/* groups: a row is that many vectors side by side, each normalised alone; a weight vector has their width or all of the row's. */
+static int check_groups(const op_check *c, const step *s, const param *groups, const param *vec, int needed) {
+    int64_t width = c->values[s->in[0]].width, n = groups->n ? groups->i[0] : 1;
+    if (n < 1 || width % n) return op_fail(c, s, "a width of %lld is not %lld groups", (long long)width, (long long)n);
+    if (vec->n != 1 || (needed && vec->id[0] < 0)) return op_fail(c, s, "one vector is needed");
+    if (vec->id[0] < 0) return 0;
+    int64_t have = c->weights[vec->id[0]].n;
+    return have == width || have == width / n ? 0 : op_fail(c, s, "%s does not have the input's width %lld", c->weights[vec->id[0]].name, (long long)width);
+}
+
 int check_norm(const op_check *c, step *s) {
     const value *x = &c->values[s->in[0]];
-    const param *w = &s->p[NORM_W], *add = &s->p[NORM_ADD];
-    if (w->n != 1 || w->id[0] < 0 || c->weights[w->id[0]].n != x->width)
-        return op_fail(c, s, "the weight vector does not have the input's width %lld", (long long)x->width);
+    const param *add = &s->p[NORM_ADD];
+    TRY(check_groups(c, s, &s->p[NORM_GROUPS], &s->p[NORM_W], 1));
     if (add->n && (c->values[add->id[0]].width != x->width || c->values[add->id[0]].late != x->late))
         return op_fail(c, s, "add=%s does not have the output's shape", c->values[add->id[0]].name);
     return check_same(c, s);
@@ -136,9 +196,11 @@ static void norm_row(void *ctx, int64_t r, int worker) {
     const row_job *j = ctx;
     const op_ctx *c = j->c;
     const step *s = j->s;
-    int64_t n = c->values[s->in[0]].width;
+    const weight *w = &c->weights[s->p[NORM_W].id[0]];
+    int64_t n = c->values[s->in[0]].width, groups = s->p[NORM_GROUPS].n ? s->p[NORM_GROUPS].i[0] : 1, m = n / groups;
+    const float *x = value_ptr(c, s->in[0]) + r * n;
     float *y = value_ptr(c, s->out[0]) + r * n;
-    c->k->rmsnorm(value_ptr(c, s->in[0]) + r * n, c->weights[s->p[NORM_W].id[0]].vec, y, n, s->p[NORM_EPS].f);
+    for (int64_t at = 0; at < n; at += m) c->k->rmsnorm(x + at, w->vec + (w->n == n ? at : 0), y + at, m, s->p[NORM_EPS].f);
     if (s->p[NORM_ADD].n) {
         const float *z = value_ptr(c, s->p[NORM_ADD].id[0]) + r * n;
         for (int64_t i = 0; i < n; i++) y[i] += z[i];
@@ -146,6 +208,28 @@ static void norm_row(void *ctx, int64_t r, int worker) {
 }
 
 int run_norm(const op_ctx *c, const step *s) { return run_rows_of(c, s, norm_row, value_rows(c, s->in[0])); }
+
+int check_layernorm(const op_check *c, step *s) {
+    TRY(check_groups(c, s, &s->p[LAYERNORM_GROUPS], &s->p[LAYERNORM_W], 1));
+    TRY(check_groups(c, s, &s->p[LAYERNORM_GROUPS], &s->p[LAYERNORM_BIAS], 0));
+    return check_same(c, s);
+}
+
+static void layernorm_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    const op_ctx *c = j->c;
+    const step *s = j->s;
+    int32_t bias = s->p[LAYERNORM_BIAS].id[0];
+    const weight *w = &c->weights[s->p[LAYERNORM_W].id[0]], *b = bias < 0 ? NULL : &c->weights[bias];
+    int64_t n = c->values[s->in[0]].width, groups = s->p[LAYERNORM_GROUPS].n ? s->p[LAYERNORM_GROUPS].i[0] : 1, m = n / groups;
+    const float *x = value_ptr(c, s->in[0]) + r * n;
+    float *y = value_ptr(c, s->out[0]) + r * n;
+    for (int64_t at = 0; at < n; at += m)
+        c->k->layernorm(x + at, w->vec + (w->n == n ? at : 0), b ? b->vec + (b->n == n ? at : 0) : NULL, y + at, m, s->p[LAYERNORM_EPS].f);
+}
+
+int run_layernorm(const op_ctx *c, const step *s) { return run_rows_of(c, s, layernorm_row, value_rows(c, s->in[0])); }
 
 /* ---- rows and element-wise ops ------------------------------------------------------------------------------------------- */
 int check_rows(const op_check *c, step *s) {
@@ -202,6 +286,17 @@ static void glu_row(void *ctx, int64_t r, int worker) {
 }
 
 int run_glu(const op_ctx *c, const step *s) { return run_rows_of(c, s, glu_row, value_rows(c, s->in[0])); }
+
+int check_act(const op_check *c, step *s) { return check_same(c, s); }
+
+static void act_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    int64_t n = j->c->values[j->s->in[0]].width;
+    j->c->k->act((int)j->s->p[0].i[0], value_ptr(j->c, j->s->in[0]) + r * n, value_ptr(j->c, j->s->out[0]) + r * n, n);
+}
+
+int run_act(const op_ctx *c, const step *s) { return run_rows_of(c, s, act_row, value_rows(c, s->in[0])); }
 
 int check_add(const op_check *c, step *s) {
     const value *x = &c->values[s->in[0]], *z = &c->values[s->in[1]];

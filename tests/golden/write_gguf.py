@@ -50,11 +50,11 @@ def tensor(golden: str, name: str, shape: list[int]) -> NDArray[np.float32]:
     n = int(np.prod(shape))
     bits = np.frombuffer(hashlib.shake_256(f"{golden}/{name}".encode()).digest(4 * n), "<u4")
     u = ((bits >> 8).astype(np.float32) * np.float32(2**-23) - np.float32(1)).reshape(shape)
-    if "norm" in name:
-        return np.float32(0.3) * u + np.float32(0 if golden.startswith("gemma") else 1)
+    if "norm" in name or ".ln_" in name:
+        return np.float32(0.3) * u + np.float32(0 if golden.startswith(("gemma", "nemotron")) or name.endswith("bias") else 1)
     if len(shape) == 1:
         return np.float32(0.5) * u
-    return np.float32((3.0 / (16 if "embed" in name else shape[1])) ** 0.5) * u
+    return np.float32((3.0 / (16 if "embed" in name else shape[-1])) ** 0.5) * u
 
 
 def write_gguf(path: Path, weights: Mapping[str, NDArray[np.float32]], config: Mapping[str, Any], hf_class: str) -> None:

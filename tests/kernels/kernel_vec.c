@@ -31,6 +31,28 @@ static void rmsnorm_case(int n, int fill) {
     }
 }
 
+static void layernorm_case(int n, int fill) {
+    float *x = random_floats(0, n, fill), *w = random_floats(1, n, rnd_below(4) ? FILL_NORMAL : fill), *b = random_floats(2, n, FILL_NORMAL), *y;
+    int in_place = rnd_below(2), biased = rnd_below(2);
+    float eps = rnd_below(2) ? 1e-6f : 1e-5f;
+    for (case_begin("layernorm", "n=%d biased=%d in_place=%d, %s", n, biased, in_place, fill_names[fill]); run_next();) {
+        const float *in = input(x, n, in_place, &y), *weight = guard_in(w, (size_t)n * sizeof *w);
+        run.k->layernorm(in, weight, biased ? guard_in(b, (size_t)n * sizeof *b) : NULL, y, n, eps);
+        check_floats("y", y, n);
+    }
+}
+
+static void act_case(int act, int n, int fill) {
+    float *x = random_floats(0, n, fill), *y;
+    int in_place = rnd_below(2);
+    for (int i = 0; i < n && fill == FILL_NORMAL; i++) x[i] *= rnd_below(2) ? 30 : 1;       /* into both tails */
+    for (case_begin("act", "act=%d n=%d in_place=%d, %s", act, n, in_place, fill_names[fill]); run_next();) {
+        const float *in = input(x, n, in_place, &y);
+        run.k->act(act, in, y, n);
+        check_floats("y", y, n);
+    }
+}
+
 static void gated_case(int act, int n, int fill) {
     float *gate = random_floats(0, n, fill), *up = random_floats(1, n, rnd_below(4) ? FILL_NORMAL : fill), *y;
     int in_place = rnd_below(2);
@@ -88,8 +110,11 @@ void test_vectors(void) {
     for (int fill = 0; fill < FILLS; fill++)
         for (int i = 0; i < LENGTHS; i++) {
             rmsnorm_case(length(i), fill);
-            gated_case(ACT_SILU, length(i), fill);
-            gated_case(ACT_GELU_TANH, length(i), fill);
+            layernorm_case(length(i), fill);
+            for (int act = 0; act < ACT_COUNT; act++) {
+                gated_case(act, length(i), fill);
+                act_case(act, length(i), fill);
+            }
             softcap_case(length(i), fill);
             int rot = 2 * (1 + i % SHORT);
             for (int neox = 0; neox < 2; neox++) {
@@ -122,9 +147,46 @@ static void rmsnorm_exact(int n) {
     }
 }
 
-/* silu: exp within 1 ulp (2 U), then sum, quotient and product: 5 U relative, where the result does not vanish.
+/* The mean takes one rounding per element of a lane, 4 of the tree and the division, of the mean of |x|; it moves x - mean, whose own rounding
+   follows. To the variance it adds its square alone, since the differences sum to nothing; otherwise the bound is rmsnorm's. */
+static void layernorm_exact(int n) {
+    float *x = random_floats(0, n, FILL_NORMAL), *w = random_floats(1, n, FILL_NORMAL), *b = random_floats(2, n, FILL_NORMAL), eps = 1e-5f;
+    double sum = 0, size = 0, squares = 0;
+    for (int i = 0; i < n; i++) {
+        x[i] += 3;
+        sum += x[i];
+        size += fabs(x[i]);
+    }
+    double mean = sum / n, off = ((n + 15) / 16 + 5) * U * size / n;
+    for (int i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    double r = 1 / sqrt(squares / n + eps), roundings = ((n + 15) / 16 + 8) / 2.0 + 6;
+    for (case_begin("layernorm", "in double, n=%d", n); run_ref();) {
+        float *y = guard_out((size_t)n * sizeof *y);
+        run.k->layernorm(x, w, b, y, n, eps);
+        for (int i = 0; i < n; i++) {
+            double d = x[i] - mean, want = d * r * w[i] + b[i];
+            double bound = fabs(w[i]) * r * (1.01 * off + fabs(d) * (1.001 * roundings * U + off * off * r * r)) + 1.01 * U * fabs(want);
+            check(fabs(y[i] - want) <= bound, "y[%d] is %a, in double %a", i, (double)y[i], want);
+        }
+    }
+}
+
+/* The activations in double and what f32 may lose, of act(x) * up.
+   silu: exp within 1 ulp (2 U), then sum, quotient and product: 5 U relative, where the result does not vanish; sigmoid has no quotient's product.
    gelu: 1 + tanh cancels for negative x, so the bound is absolute: tanh within 4 ulp (8 U), its argument within 4 U of itself, which moves
-   tanh by at most 4 U * max(z / cosh(z)^2) < 2 U, the sum U, the products 2 U of at most 2: 16 U of |x/2 * up|. */
+   tanh by at most 4 U * max(z / cosh(z)^2) < 2 U, the sum U, the products 2 U of at most 2: 16 U of |x/2 * up|.
+   gelu_erf: erf within 3 ulp (6 U) instead, its argument within 2 U. relu is exact, its square and the product one rounding each. */
+static double act_exact(int act, double x, double *bound) {
+    double r = x < 0 ? 0 : x, s = 1 / (1 + exp(-x));
+    switch (act) {
+    case ACT_SILU: return *bound = 5.01 * U * fabs(x * s), x * s;
+    case ACT_SIGMOID: return *bound = 5.01 * U * s, s;
+    case ACT_GELU_TANH: return *bound = 16 * U * fabs(x / 2), 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case ACT_GELU_ERF: return *bound = 16 * U * fabs(x / 2), 0.5 * x * (1 + erf(x * sqrt(0.5)));
+    default: return *bound = 2.01 * U * (act == ACT_RELU ? r : r * r), act == ACT_RELU ? r : r * r;
+    }
+}
+
 static void gated_exact(int act, int n) {
     float *gate = random_floats(0, n, FILL_NORMAL), *up = random_floats(1, n, FILL_NORMAL);
     for (int i = 0; i < n; i++) gate[i] *= 5;
@@ -132,10 +194,8 @@ static void gated_exact(int act, int n) {
         float *y = guard_out((size_t)n * sizeof *y);
         run.k->gated(act, gate, up, y, n);
         for (int i = 0; i < n; i++) {
-            double g = gate[i], want = act == ACT_SILU ? g / (1 + exp(-g)) * up[i]
-                                                       : 0.5 * g * (1 + tanh(sqrt(2 / M_PI) * (g + 0.044715 * g * g * g))) * up[i];
-            double bound = act == ACT_SILU ? 5.01 * U * fabs(want) : 16 * U * fabs(0.5 * g * up[i]);
-            check(fabs(y[i] - want) <= bound, "y[%d] of %a is %a, in double %a", i, g, (double)y[i], want);
+            double g = gate[i], bound, want = act_exact(act, g, &bound) * up[i];
+            check(fabs(y[i] - want) <= bound * fabs(up[i]), "y[%d] of %a is %a, in double %a", i, g, (double)y[i], want);
         }
     }
 }
@@ -191,8 +251,8 @@ static void rope_exact(int heads, int dim, int rot, int neox) {
 void test_vectors_exact(void) {
     for (int i = 0; i < LENGTHS; i++) {
         rmsnorm_exact(length(i));
-        gated_exact(ACT_SILU, length(i));
-        gated_exact(ACT_GELU_TANH, length(i));
+        layernorm_exact(length(i));
+        for (int act = 0; act < ACT_COUNT; act++) gated_exact(act, length(i));
         softcap_exact(length(i), i % 2 ? 30 : 50);
         rope_exact(1 + i % 3, 2 * (i % SHORT) + 2 + i % 5, 2 * (i % SHORT) + 2, i % 2);
     }

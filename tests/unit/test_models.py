@@ -51,7 +51,7 @@ def worst(got: Any, golden: Any) -> float:
 
 def test_every_family_has_a_golden() -> None:
     seen = {families()[goldens.load(name).hf_class].name for name in goldens.names()}
-    assert seen == {family.name for family in families().values()} == {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3"}
+    assert seen == {family.name for family in families().values()}
 
 
 @pytest.mark.parametrize("name", goldens.names())
@@ -115,6 +115,51 @@ MISTAKES = [
     ("phi3", r"ffn_up.weight\[0:96\],blk.(\d).ffn_up.weight\[96:192\]", r"ffn_up.weight[96:192],blk.\1.ffn_up.weight[0:96]"),
     ("phi3-longrope", r"mscale=\S+", "mscale=0x1p+0"),
     ("smollm3", r"(attn .*) in=q3,k3,", r"\1 in=q_rope2,k_rope2,"),
+    ("gemma", r"act=gelu", "act=silu"),
+    ("granite", r"(attn .*) scale=\S+", r"\1 scale=0x1p-2"),
+    ("granite", r"(scale logits .*) by=\S+", r"\1 by=0x1p+0"),
+    ("granite", r"(scale scaled.*) by=\S+", r"\1 by=0x1p+0"),
+    ("olmo2", r"(norm attn_q_norm1 .*)blk.1.attn_q_norm", r"\1blk.1.attn_k_norm"),
+    ("olmo2", r"(norm post_ffw_norm1 .*)blk.1.post_ffw_norm", r"\1blk.1.post_attention_norm"),
+    ("olmo2", r"(norm attn_q_norm1 .*eps=\S+)", r"\1 groups=4"),
+    ("olmo3", r"window=8", "window=0"),
+    ("olmo3", r"(rope .*3 in=.*) angles=\S+", r"\1 angles=angles"),
+    ("glm4", r"neox=0", "neox=1"),
+    ("glm4", r"ffn_up.weight\[0:96\],blk.(\d).ffn_up.weight\[96:192\]", r"ffn_up.weight[96:192],blk.\1.ffn_up.weight[0:96]"),
+    ("ministral3", r"length=16", "length=15"),
+    ("ministral3", r"mscale=\S+", "mscale=0x1.4p+0"),
+    ("exaone4", r"(attn .*) in=attn_q_norm3,attn_k_norm3,", r"\1 in=q_rope2,k_rope2,"),
+    ("exaone4", r"window=8", "window=9"),
+    ("exaone4", r"window=0", "window=8"),
+    ("exaone4-global", r"norm=blk.(\d).attn_q_norm.weight,blk.\d.attn_k_norm.weight",
+     r"norm=blk.\1.attn_k_norm.weight,blk.\1.attn_q_norm.weight"),
+    ("stablelm", r"(layernorm attn_norm1 .*) bias=\S+", r"\1 bias=-"),
+    ("stablelm", r"layernorm (output_norm .*) bias=\S+", r"norm \1"),
+    ("stablelm-12b", r"in=attn_norm1 (w=blk.1.ffn_gate)", r"in=output0 \1"),
+    ("starcoder2", r"act=gelu", "act=relu"),
+    ("starcoder2", r"window=8", "window=7"),
+    ("gpt2", r"(layernorm attn_norm0 )in=\S+", r"\1in=x"),
+    ("gpt2", r"blk.1.ffn_up.bias", "-"),
+    ("gptneox", r"neox=1", "neox=0"),
+    ("gptneox", r"(layernorm ffn_norm1 )in=\S+", r"\1in=output1"),
+    ("gptneox-serial", r"(layernorm ffn_norm1 )in=\S+", r"\1in=down0"),
+    ("falcon-7b", r"(linear qkv0.*)\[64:80\],(\S+)\[80:96\]", r"\1[80:96],\2[64:80]"),
+    ("falcon-40b", r"(layernorm attn_norm_2\S+ .*)attn_norm_2.weight", r"\1attn_norm.weight"),
+    ("falcon-40b", r"act=gelu_erf", "act=relu"),
+    ("phi2", r"(linear logits .*)=output.bias", r"\1=-"),
+    ("phi2", r"act=gelu", "act=silu"),
+    ("command-r", r"(scale logits .*) by=\S+", r"\1 by=0x1p+0"),
+    ("command-r", r"neox=0", "neox=1"),
+    ("command-r-plus", r"(layernorm attn_k_norm1 .*)",
+     r"norm attn_k_norm1 in=k1 w=blk.1.attn_k_norm.weight eps=0x1.4f8b58p-17 groups=2"),
+    ("cohere2", r"(attn .*) in=q3,k3,", r"\1 in=q_rope2,k_rope2,"),
+    ("cohere2", r"window=0", "window=8"),
+    ("nemotron", r"act=relu2", "act=relu"),
+    ("nemotron", r"(layernorm attn_norm1 .*) bias=\S+", r"\1 bias=-"),
+    ("arcee", r"act=relu2", "act=relu"),
+    ("seed-oss", r"blk.1.attn_v.bias", "-"),
+    ("ernie4_5", r"neox=0", "neox=1"),
+    ("ernie4_5", r"blk.1.ffn_gate.bias", "-"),
 ]
 
 

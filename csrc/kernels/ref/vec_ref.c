@@ -18,8 +18,30 @@ static void rmsnorm_ref(const float *x, const float *w, float *y, int64_t n, flo
     for (int64_t i = 0; i < n; i++) y[i] = w ? (x[i] * r) * w[i] : x[i] * r;
 }
 
+static void layernorm_ref(const float *x, const float *w, const float *b, float *y, int64_t n, float eps) {
+    float s[16] = {0}, d[16] = {0};
+    for (int64_t i = 0; i < n; i++) s[i % 16] = s[i % 16] + x[i];
+    float mean = tree_sum(s) / (float)n;
+    for (int64_t i = 0; i < n; i++) d[i % 16] = fma32(x[i] - mean, x[i] - mean, d[i % 16]);
+    float r = 1.0f / __builtin_sqrtf(tree_sum(d) / (float)n + eps);
+    for (int64_t i = 0; i < n; i++) {
+        float v = ((x[i] - mean) * r) * w[i];
+        y[i] = b ? v + b[i] : v;
+    }
+}
+
+static float activate(int act, float x) {
+#define ACT_CASE(kind, name, fn) if (act == ACT_##kind) return fn##32(x);
+    ACTS(ACT_CASE)
+    return x;
+}
+
+static void act_ref(int act, const float *x, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = activate(act, x[i]);
+}
+
 static void gated_ref(int act, const float *gate, const float *up, float *y, int64_t n) {
-    for (int64_t i = 0; i < n; i++) y[i] = (act == ACT_SILU ? silu32(gate[i]) : gelu32(gate[i])) * up[i];
+    for (int64_t i = 0; i < n; i++) y[i] = activate(act, gate[i]) * up[i];
 }
 
 static void softcap_ref(const float *x, float *y, int64_t n, float cap) {
@@ -49,6 +71,8 @@ static void rope_ref(const float *x, const float *angles, float *y, int heads, i
 
 void init_vec_ref(kernels *k) {
     KERNEL_SET(k, rmsnorm, "rmsnorm", rmsnorm_ref);
+    KERNEL_SET(k, layernorm, "layernorm", layernorm_ref);
+    KERNEL_SET(k, act, "act", act_ref);
     KERNEL_SET(k, gated, "gated", gated_ref);
     KERNEL_SET(k, softcap, "softcap", softcap_ref);
     KERNEL_SET(k, angles, "angles", angles_ref);
