@@ -219,7 +219,8 @@ INLINE void tile_codebook(const format *f, const codebook *book, const uint8_t *
 #define CALL_BOOK(type, M) tile_codebook(&type##_format, &type##_book, w, k, a, m, M, y, ldy)
 #define CODEBOOK(type, prepare_, points_, signs_, ...) \
     static const codebook type##_book = {.prepare = prepare_, .points = points_, .has_signs = signs_}; \
-    MATMUL(type, BOOK, __VA_ARGS__)
+    static const format type##_format = {__VA_ARGS__}; \
+    MATMUL(type, BOOK)
 
 CODEBOOK(iq3_s, prepare_iq3_s, points_iq3_s, 1, .run = 8, .dwords = 16, .words = 88, .bytes = 112 * 16, .factor = 1, .is_signed = 1, .sub = 32)
 CODEBOOK(iq3_xxs, prepare_xxs, points_iq3_xxs, 1, .run = 2, .dwords = 16, .words = 64, .bytes = 100 * 16, .factor = 0.25f, .is_signed = 1, .sub = 32)
