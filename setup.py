@@ -36,6 +36,8 @@ LEVELS = {
     "avxvnni": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
     "avx512vnni": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni",
                               "-mprefer-vector-width=512"]),
+    "amx": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni",
+                       "-mprefer-vector-width=512", "-mamx-tile", "-mamx-int8"]),
     "neon": ("aarch64", []),
 }
 # What a level asks of the assembler: gcc may know the flag and call an assembler (before binutils 2.36) that does not know the instruction.

@@ -20,7 +20,7 @@ need() {        # command, Debian package
 build() {       # compiler, target architecture, name
     mkdir "$dir/$3"
     define=
-    [ "$3" = evex ] && define=-DPYLLM_AVXVNNI_EVEX avxvnni=$avx2
+    [ "$3" = evex ] && define="-DPYLLM_AVXVNNI_EVEX -DPYLLM_NO_AMX" avxvnni=$avx2
     for src in csrc/base/*.c csrc/formats/*.c csrc/kernels/*.c csrc/kernels/*/*.c tests/kernels/kernel_*.c; do
         case "$2:$src" in
             *:csrc/formats/gguf.c) continue ;;
@@ -28,8 +28,9 @@ build() {       # compiler, target architecture, name
             x86_64:*_avx2.c) extra=$avx2 ;;
             x86_64:*_avxvnni.c) extra=$avxvnni ;;
             x86_64:*_avx512vnni.c) extra=$avx512vnni ;;
+            x86_64:*_amx.c) extra="$avx512vnni -mamx-tile -mamx-int8" ;;
             aarch64:*_neon.c) extra= ;;
-            *_avx2.c | *_avxvnni.c | *_avx512vnni.c | *_neon.c) continue ;;
+            *_avx2.c | *_avxvnni.c | *_avx512vnni.c | *_amx.c | *_neon.c) continue ;;
             *) extra= ;;
         esac
         echo "$1 $flags $define $extra -c $src -o $dir/$3/$(echo "$src" | tr / _).o"

@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /* Old clangs have no name for F16C. Its registers are AVX's: that the system saves them is part of what "avx2" asks. */
 static int has_f16c(void) {
@@ -25,6 +29,18 @@ static int has_avxvnni(void) {
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
 #endif
 }
+
+/* AMX tiles and their 8-bit products. Linux hands out the registers on demand, for good and to the whole process: signal frames of threads that use them
+   take 8 KB more, and the request fails where a thread's alternate signal stack is too small for that. */
+static int has_amx(void) {
+#if defined(__linux__)
+    enum { TILE_BITS = 1 << 24 | 1 << 25, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILE_BITS) == TILE_BITS && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+#else
+    return 0;
+#endif
+}
 #endif
 
 int cpu_has(const char *level) {
@@ -35,6 +51,7 @@ int cpu_has(const char *level) {
     if (!strcmp(level, "avx2")) return avx2;
     if (!strcmp(level, "avxvnni")) return avx2 && has_avxvnni();
     if (!strcmp(level, "avx512vnni")) return avx2 && has_avx512vnni();
+    if (!strcmp(level, "amx")) return avx2 && has_avx512vnni() && has_amx();
 #elif defined(__aarch64__)
     if (!strcmp(level, "neon")) return 1;       /* part of the base architecture */
 #endif

@@ -33,8 +33,7 @@ static int measure(tape *t, const pyllm_engine_params *p, sizes *z, pyllm_error 
         for (int32_t w = 0; w < s->p[0].n && (!strcmp(s->op->name, "linear") || !strcmp(s->op->name, "gated")); w++) {
             const weight *x = &t->weights[s->p[0].id[w]];
             int act = qtype_get(x->type)->act;
-            size_t rows = (size_t)(t->values[s->in[0]].late ? p->max_logits : p->max_rows), panels = (rows + PANEL - 1) / PANEL;
-            size_t bytes = panels * act_panel_bytes(x->k, PANEL);
+            size_t bytes = act_panel_bytes(x->k, t->values[s->in[0]].late ? p->max_logits : p->max_rows);
             if (act > 1 && bytes > z->act[act == 256]) z->act[act == 256] = bytes;
         }
         int64_t states = strcmp(s->op->name, "attn") ? 0 : attn_states_floats(s, p->n_positions, p->max_rows);

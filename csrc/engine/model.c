@@ -154,6 +154,7 @@ static int list_kernels(pyllm_model *m, pyllm_error *err) {
             const qtype_info *q = qtype_get(x->type);
             if (!x->multiply) continue;
             used = !strncmp(name, "matmul_", 7) && strlen(q->name) == slot - 7 && !strncmp(name + 7, q->name, slot - 7);
+            used |= !strncmp(name, "matmul_wide_", 12) && strlen(q->name) == slot - 12 && !strncmp(name + 12, q->name, slot - 12);
             used |= q->act > 1 && !strncmp(name, "quantize_act", slot);
         }
         if (used) m->kernel_names[n++] = name;

@@ -22,6 +22,9 @@ static const struct level {
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVX512VNNI)
     FAMILIES(avx512vnni),
 #endif
+#if defined(__x86_64__) && !defined(PYLLM_NO_AVX512VNNI) && !defined(PYLLM_NO_AMX)
+    {"amx", {init_matmul_amx}},        /* the rest is that of avx512vnni */
+#endif
 #if defined(__aarch64__)
     FAMILIES(neon),
 #endif
@@ -48,7 +51,7 @@ static void build(void) {
         if (!supported[l]) continue;
         for (int below = 0; below <= l; below++)
             for (int f = 0; f < 4; f++)
-                if (supported[below]) levels[below].init[f](&tables[l]);
+                if (supported[below] && levels[below].init[f]) levels[below].init[f](&tables[l]);
         tables[l].level = levels[l].name;
         if (*names) strcat(names, " ");
         strcat(names, levels[l].name);

@@ -11,6 +11,7 @@
 
 enum { GROUP = 16 };            /* output rows of a packed group: the SIMD lanes of a matmul */
 enum { PANEL = 8 };             /* activation rows that a matmul kernel takes at most */
+enum { WIDE_PANEL = 256 };      /* and that a wide one takes */
 enum { PAGE = 16 };             /* tokens of a KV page */
 enum { CHUNK = 256 };           /* positions of an attention chunk: 16 pages, at absolute multiples of 256 */
 
@@ -34,6 +35,9 @@ typedef void quantize_act_fn(const float *x, int64_t ldx, int m, int64_t k, int 
  * apart (types with act 1). Rows past the matrix's last are zero in w and are computed like any other. */
 typedef void matmul_fn(const uint8_t *w, size_t group_bytes, int64_t n_groups, int64_t k, const void *a, int64_t lda, int m,
                        float *y, int64_t ldy);
+
+/* Wide kernels, on levels that have them, do the same for panels of up to WIDE_PANEL rows: they unpack weights once for all. For types with act 32 or
+   256 only. */
 
 /* The level's 8-bit dot product alone, weights in registers: `rounds` times PEAK_CHAINS independent accumulators of ROWS lanes, each adding 32
    products a lane of codes of 1 and the bytes at a[0..31]. No matmul of 4-bit codes can be faster. Returns the multiply-adds done; *sum: of all
@@ -108,6 +112,7 @@ typedef struct kernels {
     quantize_act_fn *quantize_act;
     dot_peak_fn *dot_peak;
     matmul_fn *matmul[QTYPE_COUNT];             /* NULL: this type cannot be multiplied */
+    matmul_fn *matmul_wide[QTYPE_COUNT];        /* NULL: none */
     rmsnorm_fn *rmsnorm;
     layernorm_fn *layernorm;
     act_fn *act;
@@ -121,11 +126,11 @@ typedef struct kernels {
     attn_finish_fn *attn_finish;
     quantize_fn *quantize[QTYPE_COUNT];         /* NULL: this type has no encoder */
     /* "slot=symbol" of every entry in the order above; filled together with the pointers. */
-    const char *names[2 * QTYPE_COUNT + 32];
+    const char *names[3 * QTYPE_COUNT + 32];
     int n_names;
 } kernels;
 
-/* The table of a level ("ref", "avx2", "avxvnni", "avx512vnni", "neon"), built on first use and constant after. NULL level: PYLLM_CPU, else the best that
+/* The table of a level ("ref", "avx2", "avxvnni", "avx512vnni", "amx", "neon"), built on first use and constant after. NULL level: PYLLM_CPU, else the best that
    this CPU has. NULL result: no such level here. Thread-safe. */
 const kernels *kernels_get(const char *level);
 const char *kernels_levels(void);               /* "ref avx2 ...", best last */

@@ -1,7 +1,7 @@
 /* Matrix products: linear (1 to 3 matrices that share one input) and gated (act(gate x) * (up x)).
  *
- * The input is quantized once per block size that the weights ask for, in panels of PANEL rows. A work item is a block of output groups
- * for a few panels. Items of one block follow each other, so a worker's block stays in its L2 cache while panel after panel comes by:
+ * The input is quantized once per block size that the weights ask for, in panels of PANEL rows, or of WIDE_PANEL where all those weights have
+ * a kernel for that. A work item is a block of output groups for a few panels, or a wide one. Items of one block follow each other, so a worker's block stays in its L2 cache while panel after panel comes by:
  * the larger the block, the fewer times all panels are read. */
 #include "ops.h"
 
@@ -11,6 +11,7 @@ enum { GATED_W, GATED_ACT };
 enum {
     STREAM_BYTES = 128 << 10,       /* weights of an item when there is one panel: nothing is read twice */
     BLOCK_GROUPS_MAX = 32,
+    WIDE_GROUPS_MAX = 8,            /* the same for wide panels */
     ITEM_PANELS = 4
 };
 
@@ -60,34 +61,42 @@ int check_gated(const op_check *c, step *s) {
 
 /* ---- quantized inputs -------------------------------------------------------------------------------------------- */
 
+/* Rows of a panel of the input of matrices w. */
+static int panel_rows(const op_ctx *c, const param *w, int64_t rows) {
+    int wide = rows > PANEL;
+    for (int i = 0; i < w->n; i++) wide &= !!c->k->matmul_wide[c->weights[w->id[i]].type];
+    return wide ? WIDE_PANEL : PANEL;
+}
+
 typedef struct quantize_job {
     const op_ctx *c;
     const float *x;
-    int64_t k, rows;
-    int block;
+    int64_t k, rows, slices;    /* slices: items of a panel, each some units of all its rows */
+    int block, panel;
     act_unit *dst;
 } quantize_job;
 
 static void quantize_panel(void *ctx, int64_t item, int worker) {
     (void)worker;
     const quantize_job *j = ctx;
-    int64_t r = item * PANEL;
-    int m = (int)(j->rows - r < PANEL ? j->rows - r : PANEL);
-    j->c->k->quantize_act(j->x + r * j->k, j->k, m, j->k, j->block,
-                          (act_unit *)((char *)j->dst + (size_t)item * act_panel_bytes(j->k, PANEL)));
+    int64_t r = item / j->slices * j->panel, units = (j->k + 255) / 256;
+    int64_t unit = item % j->slices * units / j->slices, end = (item % j->slices + 1) * units / j->slices;
+    int m = (int)(j->rows - r < j->panel ? j->rows - r : j->panel);
+    int64_t n = (end * 256 < j->k ? end * 256 : j->k) - unit * 256;
+    j->c->k->quantize_act(j->x + r * j->k + unit * 256, j->k, m, n, j->block, j->dst + r * units + unit * m);
 }
 
 /* Fills c->act for every block size that the matrices need. PYLLM_ERR_CANCELLED if not. */
 static int quantize_input(const op_ctx *c, const step *s, const param *w) {
     const float *x = value_ptr(c, s->in[0]);
     int64_t rows = value_rows(c, s->in[0]), k = c->values[s->in[0]].width;
-    int done[2] = {0, 0};
+    int done[2] = {0, 0}, panel = panel_rows(c, w, rows);
     for (int i = 0; i < w->n; i++) {
         int act = qtype_get(c->weights[w->id[i]].type)->act;
         if (act == 1 || done[act == 256]) continue;
         done[act == 256] = 1;
-        quantize_job j = {c, x, k, rows, act, c->act[act == 256]};
-        TRY(pool_run(c->pool, quantize_panel, &j, (rows + PANEL - 1) / PANEL, 1, c->cancel));
+        quantize_job j = {c, x, k, rows, panel == PANEL ? 1 : (k + 255) / 256, act, panel, c->act[act == 256]};
+        TRY(pool_run(c->pool, quantize_panel, &j, (rows + panel - 1) / panel * j.slices, 1, c->cancel));
     }
     return 0;
 }
@@ -98,8 +107,9 @@ typedef struct product {
     const weight *w;
     const float *bias;          /* or NULL */
     float *y;                   /* [rows, w->n] */
+    int panel;                  /* rows of a panel of the input */
     int64_t block;              /* groups of a work item */
-    int64_t parts;              /* items of a block: ITEM_PANELS panels each */
+    int64_t parts, item_rows;   /* items of a block, each for so many rows */
     int64_t items;
 } product;
 
@@ -111,33 +121,37 @@ typedef struct linear_job {
     product p[OP_MAX];
 } linear_job;
 
-/* Groups of an item: about four items a worker at least; with several panels half of the L2 cache at most. */
-static int64_t block_groups(const op_ctx *c, const weight *w, int64_t rows, int64_t parts) {
-    int64_t groups = (w->n + GROUP - 1) / GROUP, fair = groups * parts / (4 * pool_size(c->pool));
-    int64_t fit = (int64_t)((rows > PANEL ? c->l2_bytes / 2 : STREAM_BYTES) / w->group_bytes), b = fair < fit ? fair : fit;
-    return b < 1 ? 1 : b > BLOCK_GROUPS_MAX ? BLOCK_GROUPS_MAX : b;
+/* Groups of an item: about four items a worker at least; with several panels half of the L2 cache at most. Wide kernels take two at a time. */
+static int64_t block_groups(const op_ctx *c, const product *p, int64_t rows) {
+    int64_t groups = (p->w->n + GROUP - 1) / GROUP, fair = groups * p->parts / (4 * pool_size(c->pool));
+    int64_t fit = (int64_t)((rows > PANEL ? c->l2_bytes / 2 : STREAM_BYTES) / p->w->group_bytes), b = fair < fit ? fair : fit;
+    int64_t least = p->panel == PANEL ? 1 : 2, most = p->panel == PANEL ? BLOCK_GROUPS_MAX : WIDE_GROUPS_MAX;
+    b = b / least * least;
+    return b < least ? least : b > most ? most : b;
 }
 
-static void plan_product(product *p, const op_ctx *c, const weight *w, int64_t rows) {
-    p->w = w;
-    p->parts = (rows + ITEM_PANELS * PANEL - 1) / (ITEM_PANELS * PANEL);
-    p->block = block_groups(c, w, rows, p->parts);
-    p->items = ((w->n + GROUP - 1) / GROUP + p->block - 1) / p->block * p->parts;
+static void plan_product(product *p, const op_ctx *c, const step *s, int i, int64_t rows) {
+    const param *w = &s->p[0];
+    p->w = &c->weights[w->id[i]];
+    p->panel = panel_rows(c, w, rows);
+    p->item_rows = p->panel == PANEL ? ITEM_PANELS * PANEL : p->panel;
+    p->parts = (rows + p->item_rows - 1) / p->item_rows;
+    p->block = block_groups(c, p, rows);
+    p->items = ((p->w->n + GROUP - 1) / GROUP + p->block - 1) / p->block * p->parts;
 }
 
-/* y[m][0..n) = W rows [first, first + n) times panel `panel`, where n = 16*groups except at the matrix's end. */
-static void multiply(const op_ctx *c, const weight *w, const float *x, int64_t panel, int m, int64_t first, int64_t groups,
-                     float *y, int64_t ldy) {
+/* y[m][0..n) = W rows [first, first + n) times the panel of m rows from `row` on, where n = 16*groups except at the matrix's end. */
+static void multiply(const op_ctx *c, const product *p, const float *x, int64_t row, int m, int64_t first, int64_t groups, float *y, int64_t ldy) {
+    const weight *w = p->w;
     int act = qtype_get(w->type)->act;
-    const void *a = act == 1 ? (const void *)(x + panel * PANEL * w->k)
-                             : (const void *)((const char *)c->act[act == 256] + (size_t)panel * act_panel_bytes(w->k, PANEL));
-    const uint8_t *p = w->packed + (size_t)(first / GROUP) * w->group_bytes;
-    matmul_fn *mm = c->k->matmul[w->type];
+    const void *a = act == 1 ? (const void *)(x + row * w->k) : (const void *)(c->act[act == 256] + row * ((w->k + 255) / 256));
+    const uint8_t *packed = w->packed + (size_t)(first / GROUP) * w->group_bytes;
+    matmul_fn *mm = (p->panel == PANEL ? c->k->matmul : c->k->matmul_wide)[w->type];
     int64_t whole = first + groups * GROUP > w->n ? groups - 1 : groups;    /* the last group may be partial */
-    if (whole) mm(p, w->group_bytes, whole, w->k, a, w->k, m, y, ldy);
+    if (whole) mm(packed, w->group_bytes, whole, w->k, a, w->k, m, y, ldy);
     if (whole < groups) {
-        float tail[PANEL * GROUP];
-        mm(p + (size_t)whole * w->group_bytes, w->group_bytes, 1, w->k, a, w->k, m, tail, GROUP);
+        float tail[WIDE_PANEL * GROUP];
+        mm(packed + (size_t)whole * w->group_bytes, w->group_bytes, 1, w->k, a, w->k, m, tail, GROUP);
         int64_t n = w->n - first - whole * GROUP;
         for (int r = 0; r < m; r++) memcpy(y + r * ldy + whole * GROUP, tail + r * GROUP, (size_t)n * 4);
     }
@@ -147,10 +161,10 @@ static void multiply(const op_ctx *c, const weight *w, const float *x, int64_t p
 typedef struct item_range { int64_t first, n, groups, row, end; } item_range;
 
 static item_range item_of(const product *p, int64_t item, int64_t rows) {
-    item_range t = {.first = item / p->parts * p->block * GROUP, .row = item % p->parts * ITEM_PANELS * PANEL};
+    item_range t = {.first = item / p->parts * p->block * GROUP, .row = item % p->parts * p->item_rows};
     t.n = p->w->n - t.first < p->block * GROUP ? p->w->n - t.first : p->block * GROUP;
     t.groups = (t.n + GROUP - 1) / GROUP;
-    t.end = rows - t.row < ITEM_PANELS * PANEL ? rows : t.row + ITEM_PANELS * PANEL;
+    t.end = rows - t.row < p->item_rows ? rows : t.row + p->item_rows;
     return t;
 }
 
@@ -162,10 +176,10 @@ static void linear_item(void *ctx, int64_t item, int worker) {
     const product *p = &j->p[i];
     item_range t = item_of(p, item, j->rows);
     int64_t ld = p->w->n;
-    for (int64_t r = t.row; r < t.end; r += PANEL) {
-        int m = (int)(t.end - r < PANEL ? t.end - r : PANEL);
+    for (int64_t r = t.row; r < t.end; r += p->panel) {
+        int m = (int)(t.end - r < p->panel ? t.end - r : p->panel);
         float *y = p->y + r * ld + t.first;
-        multiply(j->c, p->w, j->x, r / PANEL, m, t.first, t.groups, y, ld);
+        multiply(j->c, p, j->x, r, m, t.first, t.groups, y, ld);
         for (int q = 0; q < m && (p->bias || j->act >= 0 || j->add); q++) {
             float *yq = y + q * ld;
             if (p->bias)
@@ -189,7 +203,7 @@ int run_linear(const op_ctx *c, const step *s) {
         int32_t bias = s->p[LINEAR_BIAS].id[i];
         j.p[i].bias = bias < 0 ? NULL : c->weights[bias].vec;
         j.p[i].y = value_ptr(c, s->out[i]);
-        plan_product(&j.p[i], c, &c->weights[w->id[i]], j.rows);
+        plan_product(&j.p[i], c, s, i, j.rows);
         items += j.p[i].items;
     }
     TRY(quantize_input(c, s, w));
@@ -202,12 +216,12 @@ static void gated_item(void *ctx, int64_t item, int worker) {
     const product *p = &j->p[0];
     item_range t = item_of(p, item, j->rows);
     int64_t ld = p->w->n;
-    float *up = (float *)(c->scratch + (size_t)worker * c->scratch_bytes);      /* [PANEL, groups*16] */
-    for (int64_t r = t.row; r < t.end; r += PANEL) {
-        int m = (int)(t.end - r < PANEL ? t.end - r : PANEL);
+    float *up = (float *)(c->scratch + (size_t)worker * c->scratch_bytes);      /* [panel, groups*16] */
+    for (int64_t r = t.row; r < t.end; r += p->panel) {
+        int m = (int)(t.end - r < p->panel ? t.end - r : p->panel);
         float *y = p->y + r * ld + t.first;
-        multiply(c, p->w, j->x, r / PANEL, m, t.first, t.groups, y, ld);
-        multiply(c, j->p[1].w, j->x, r / PANEL, m, t.first, t.groups, up, t.groups * GROUP);
+        multiply(c, p, j->x, r, m, t.first, t.groups, y, ld);
+        multiply(c, &j->p[1], j->x, r, m, t.first, t.groups, up, t.groups * GROUP);
         for (int q = 0; q < m; q++) c->k->gated(j->act, y + q * ld, up + q * t.groups * GROUP, y + q * ld, t.n);
     }
 }
@@ -216,14 +230,17 @@ int run_gated(const op_ctx *c, const step *s) {
     const param *w = &s->p[GATED_W];
     linear_job j = {.c = c, .x = value_ptr(c, s->in[0]), .rows = value_rows(c, s->in[0]), .n = 2, .act = (int)s->p[GATED_ACT].i[0]};
     j.p[0].y = value_ptr(c, s->out[0]);
-    for (int i = 0; i < 2; i++) plan_product(&j.p[i], c, &c->weights[w->id[i]], j.rows);
+    for (int i = 0; i < 2; i++) plan_product(&j.p[i], c, s, i, j.rows);
     product *p = &j.p[0];                   /* the two matrices of an item share the cache */
     int64_t groups = (p->w->n + GROUP - 1) / GROUP;
     p->block = p->block < j.p[1].block ? p->block : j.p[1].block;
-    if (j.rows > PANEL && p->block > 1) p->block /= 2;
+    if (p->panel == PANEL && j.rows > PANEL && p->block > 1) p->block /= 2;
     p->items = (groups + p->block - 1) / p->block * p->parts;
     TRY(quantize_input(c, s, w));
     return pool_run(c->pool, gated_item, &j, j.p[0].items, 1, c->cancel);
 }
 
-size_t gated_scratch_bytes(void) { return (size_t)PANEL * BLOCK_GROUPS_MAX * GROUP * sizeof(float); }
+size_t gated_scratch_bytes(void) {
+    int narrow = PANEL * BLOCK_GROUPS_MAX, wide = WIDE_PANEL * WIDE_GROUPS_MAX;
+    return (size_t)(narrow > wide ? narrow : wide) * GROUP * sizeof(float);
+}

@@ -30,7 +30,7 @@ static double seconds(void) {
     result = best_; \
 } while (0)
 
-enum { K = 2304, MEMORY = 256 << 20, CACHE = 256 << 10, PANELS = 64 };
+enum { K = 2304, MEMORY = 256 << 20, CACHE = 256 << 10, MANY = 512 };
 
 /* As many groups as fit in the bytes; every group is the same random one. */
 static int64_t fill_groups(uint32_t type, uint8_t *w, size_t bytes) {
@@ -43,32 +43,34 @@ static int64_t fill_groups(uint32_t type, uint8_t *w, size_t bytes) {
     return n;
 }
 
-static void many_rows(const kernels *k, uint32_t type, const uint8_t *w, int64_t groups, const void *a, size_t panel_bytes, float *y) {
-    for (int p = 0; p < PANELS; p++)
-        k->matmul[type](w, pack_group_bytes(type, K), groups, K, (const char *)a + (size_t)p * panel_bytes, K, PANEL, y, groups * GROUP);
+/* MANY rows in panels of `panel`. */
+static void many_rows(const kernels *k, uint32_t type, const uint8_t *w, int64_t groups, const void *a, int panel, size_t panel_bytes, float *y) {
+    matmul_fn *mm = panel > PANEL ? k->matmul_wide[type] : k->matmul[type];
+    for (int p = 0; p < MANY / panel; p++)
+        mm(w, pack_group_bytes(type, K), groups, K, (const char *)a + (size_t)p * panel_bytes, K, panel, y, groups * GROUP);
 }
 
 static void bench_matmul(const kernels *k, uint32_t type, uint8_t *w) {
     size_t group = pack_group_bytes(type, K);
-    int act = qtype_get(type)->act;
-    size_t panel_bytes = act == 1 ? PANEL * K * sizeof(float) : act_panel_bytes(K, PANEL);
-    float *x = scratch(2, PANELS * PANEL * K * sizeof *x);
-    char *panels = scratch(3, PANELS * act_panel_bytes(K, PANEL));
-    fill_floats(x, PANELS * PANEL * K, FILL_NORMAL);
+    int act = qtype_get(type)->act, panel = k->matmul_wide[type] ? WIDE_PANEL : PANEL;
+    size_t panel_bytes = act == 1 ? PANEL * K * sizeof(float) : act_panel_bytes(K, panel);
+    float *x = scratch(2, MANY * K * sizeof *x);
+    char *panels = scratch(3, act_panel_bytes(K, MANY));
+    fill_floats(x, MANY * K, FILL_NORMAL);
     double one, many, read = 0, peak;
     uint32_t sum;
     int8_t bytes[32] = {1, 2, 3, 4};
     int64_t n = fill_groups(type, w, k == levels[0] ? MEMORY / 64 : MEMORY), few = (int64_t)(CACHE / group) ? (int64_t)(CACHE / group) : 1;
-    float *y = scratch(4, (size_t)(n * GROUP + PANEL * few * GROUP) * sizeof *y);
+    float *y = scratch(4, (size_t)(n * GROUP + panel * few * GROUP) * sizeof *y);
     if (act > 1) levels[0]->quantize_act(x, K, 1, K, act, (act_unit *)panels);
     BEST(one, k->matmul[type](w, group, n, K, act == 1 ? (void *)x : panels, K, 1, y, n * GROUP));
     read_bandwidth(1, MEMORY, &read, NULL);
-    for (int p = 0; p < PANELS && act > 1; p++)
-        levels[0]->quantize_act(x + p * PANEL * K, K, PANEL, K, act, (act_unit *)(panels + (size_t)p * panel_bytes));
-    BEST(many, many_rows(k, type, w, few, act == 1 ? (void *)x : panels, panel_bytes, y));
+    for (int p = 0; p < MANY / panel && act > 1; p++)
+        levels[0]->quantize_act(x + p * panel * K, K, panel, K, act, (act_unit *)(panels + (size_t)p * panel_bytes));
+    BEST(many, many_rows(k, type, w, few, act == 1 ? (void *)x : panels, panel, panel_bytes, y));
     int64_t products = k->dot_peak(1000, bytes, &sum);
     BEST(peak, k->dot_peak(1000, bytes, &sum));
-    double rate = (double)group * (double)n / one, macs = (double)few * GROUP * K * PANEL * PANELS / many, most = (double)products / peak;
+    double rate = (double)group * (double)n / one, macs = (double)few * GROUP * K * MANY / many, most = (double)products / peak;
     printf("  %-10s 1 row %6.2f GB/s %3.0f %%   512 rows %7.2f GMAC/s %3.0f %%\n", qtype_get(type)->name, rate * 1e-9, 100 * rate / read, macs * 1e-9,
            100 * macs / most * (act == 1 ? 4 : 1));
 }
@@ -130,10 +132,11 @@ void bench(void) {
     for (int l = 0; l < n_levels; l++) {
         printf("%s\n", levels[l]->level);
         for (uint32_t type = 0; type < QTYPE_COUNT; type++) {
-            char slot[64];
+            char slot[64], wide[64];
             if (!qtype_get(type) || !qtype_get(type)->act || (only_type && strcmp(only_type, qtype_get(type)->name))) continue;
             snprintf(slot, sizeof slot, "matmul_%s", qtype_get(type)->name);
-            if (slot_own(levels[l], slot)) bench_matmul(levels[l], type, w);
+            snprintf(wide, sizeof wide, "matmul_wide_%s", qtype_get(type)->name);
+            if (slot_own(levels[l], slot) || slot_own(levels[l], wide)) bench_matmul(levels[l], type, w);
         }
         if (only_type) continue;
         bench_vectors(levels[l]);

@@ -72,18 +72,31 @@ static void activations(product *p, int fill) {
     levels[0]->quantize_act(x, p->lda, p->m, p->k, act, scratch(4, p->a_bytes));
 }
 
-static void slot_name(uint32_t type, char *slot, size_t n) { snprintf(slot, n, "matmul_%s", qtype_get(type)->name); }
+static void slot_name(uint32_t type, int m, char *slot, size_t n) { snprintf(slot, n, "matmul_%s%s", m > PANEL ? "wide_" : "", qtype_get(type)->name); }
+
+/* With the kernel for p->m rows. ref has none for a wide panel: the rows go through narrow ones. */
+static void multiply(const product *p, const uint8_t *w, const void *a, float *y) {
+    if (p->m <= PANEL) run.k->matmul[p->type](w, p->group_bytes, p->n_groups, p->k, a, p->lda, p->m, y, p->ldy);
+    else if (run.k->matmul_wide[p->type]) run.k->matmul_wide[p->type](w, p->group_bytes, p->n_groups, p->k, a, p->lda, p->m, y, p->ldy);
+    else
+        for (int first = 0; first < p->m; first += PANEL) {
+            int n = p->m - first < PANEL ? p->m - first : PANEL;
+            act_unit *part = scratch(6, act_panel_bytes(p->k, n));
+            for (int64_t u = 0; u < (p->k + 255) / 256; u++) memcpy(part + u * n, (const act_unit *)a + u * p->m + first, (size_t)n * sizeof *part);
+            run.k->matmul[p->type](w, p->group_bytes, p->n_groups, p->k, part, p->lda, n, y + first * p->ldy, p->ldy);
+        }
+}
 
 static void compare_product(const product *p, const char *what) {
     static char slot[64];
-    slot_name(p->type, slot, sizeof slot);
+    slot_name(p->type, p->m, slot, sizeof slot);
     int64_t wide = p->n_groups * GROUP, size = (p->m - 1) * (int64_t)p->ldy + wide;
     for (case_begin(slot, "k=%lld m=%d groups=%lld ldy=%d, %s", (long long)p->k, p->m, (long long)p->n_groups, p->ldy, what); run_next();) {
         size_t w_bytes = (size_t)(p->n_groups - 1) * p->group_bytes + pack_group_bytes(p->type, p->k);
         const uint8_t *w = guard_in(p->packed, w_bytes);
         const void *a = guard_in(p->a, p->a_bytes);
         float *y = guard_out((size_t)size * sizeof *y);
-        run.k->matmul[p->type](w, p->group_bytes, p->n_groups, p->k, a, p->lda, p->m, y, p->ldy);
+        multiply(p, w, a, y);
         for (int c = 0; c + 1 < p->m; c++) check_untouched("between rows of y", y + c * p->ldy + wide, (p->ldy - wide) * 4);
         float *dense = scratch(5, (size_t)(p->m * wide) * sizeof *dense);
         for (int c = 0; c < p->m; c++) memcpy(dense + c * wide, y + c * p->ldy, (size_t)wide * sizeof *y);
@@ -109,6 +122,28 @@ static void any_size(uint32_t type, int code_byte, int scales, int fill) {
     one(type, k, m, groups, code_byte, scales, fill);
 }
 
+static int has_wide(uint32_t type) {
+    int found = 0;
+    for (int l = 0; l < n_levels; l++) found |= !!levels[l]->matmul_wide[type];
+    return found;
+}
+
+static void matmul_wide_of(uint32_t type) {
+    static const int rows[] = {PANEL + 1, 15, 16, 17, 31, 32, 33, WIDE_PANEL - 1, WIDE_PANEL};
+    int n_rows = sizeof rows / sizeof *rows;
+    for (int i = 0; i < LENGTHS; i++) {
+        if (lengths[i] % qtype_get(type)->elems) continue;
+        one(type, lengths[i], rows[i % n_rows], 1 + rnd_below(3), -1, SCALES_USUAL, FILL_NORMAL);
+        one(type, lengths[i], PANEL + 1 + rnd_below(40), 1 + rnd_below(5), -1, SCALES_USUAL, FILL_NORMAL);
+    }
+    for (int i = 0; i < n_rows; i++) one(type, 512, rows[i], 2 + i % 2, -1, SCALES_USUAL, FILL_NORMAL);
+    for (int n = 0; n < repeat; n++)
+        for (int fill = -1; fill < FILLS; fill++) {
+            static const int bytes[] = {-1, 0, 0x7f, 0x80, 0xff};
+            one(type, rnd_below(2) ? 256 : 768, PANEL + 1 + rnd_below(25), 1 + rnd_below(2), bytes[rnd_below(5)], rnd_below(SCALES), fill);
+        }
+}
+
 static void matmul_of(uint32_t type) {
     static const int bytes[] = {-1, 0, 0x7f, 0x80, 0xff};
     for (int i = 0; i < LENGTHS; i++)
@@ -127,7 +162,10 @@ static void matmul_of(uint32_t type) {
 
 void test_matmul(void) {
     for (uint32_t type = 0; type < QTYPE_COUNT; type++)
-        if (act_of(type)) matmul_of(type);
+        if (act_of(type)) {
+            matmul_of(type);
+            if (has_wide(type)) matmul_wide_of(type);
+        }
 }
 
 void test_dot_peak(void) {
@@ -215,7 +253,7 @@ static double exact_dot(const product *p, int64_t row, int c, double *magnitude,
    with which dequantize subtracts the minimum. */
 static void exact_product(uint32_t type, int64_t k, int m) {
     static char slot[64];
-    slot_name(type, slot, sizeof slot);
+    slot_name(type, m, slot, sizeof slot);
     product p = product_new(type, k, m, 2);
     fill_weights(type, p.file, p.rows, k, -1, SCALES_USUAL);
     pack_product(&p);

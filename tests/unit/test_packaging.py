@@ -243,13 +243,13 @@ def test_compilers(cc: str, tiny: Path, tmp_path: Path, installed_checksums: dic
 
 
 # A flag that not every compiler has, and the level that needs it.
-OPTIONAL_FLAGS = {"x86_64": [("-mavx512vnni", "avx512vnni"), ("-mavxvnni", "avxvnni"), ("-mfma", "avx2")]}
+OPTIONAL_FLAGS = {"x86_64": [("-mamx-int8", "amx"), ("-mavx512vnni", "avx512vnni"), ("-mavxvnni", "avxvnni"), ("-mfma", "avx2")]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("flag", "level"), OPTIONAL_FLAGS.get(platform.machine(), []))
 def test_compiler_without_a_flag(flag: str, level: str, tiny: Path, tmp_path: Path, installed_checksums: dict[str, str]) -> None:
-    """The level is left out, which is said; the others are there and compute the same. -mfma is needed by the other two, too."""
+    """The level is left out, which is said; the others are there and compute the same. -mfma is needed by all, -mavx512vnni by two."""
     cc = tmp_path / "cc"
     cc.write_text(f"""#!/bin/sh
 for option; do
@@ -260,7 +260,8 @@ exec gcc "$@"
     cc.chmod(0o755)
     env, messages = build_with(str(cc), tmp_path / "build")
     assert f"does not take the flags of {level}; that level is left out" in messages
-    without = {name for _, name in OPTIONAL_FLAGS["x86_64"]} if level == "avx2" else {level}
+    needed_by = {"avx2": {name for _, name in OPTIONAL_FLAGS["x86_64"]}, "avx512vnni": {"avx512vnni", "amx"}}
+    without = needed_by.get(level, {level})
     assert checksums(env, tiny, tmp_path) == {k: v for k, v in installed_checksums.items() if k not in without}
     forced = subprocess.run([sys.executable, "-c", GENERATE, str(tiny)], env=env | {"PYLLM_CPU": level}, cwd=tmp_path, capture_output=True,
                             text=True, timeout=60, check=False)
