@@ -20,6 +20,14 @@ enum {
     SPLIT = 6                   /* bits of the low part of code * sub-scale */
 };
 
+/* Instructions on tiles by number, in place of the compiler's intrinsics: some versions of those (GCC 12) don't tell the compiler that the configuration is read
+   beyond its first bytes, nor that a load reads memory at all, so that what is written there may be left out. */
+#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
+#define TILE_LOAD(t, p, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
+/* sums += a * w, rows of tile a times columns of tile w, signed bytes. */
+#define TILE_DOT(sums, a, w) __asm__ volatile("tdpbssd %%tmm" #w ", %%tmm" #a ", %%tmm" #sums : :)
+
 /* Tile registers: 0 to 3 sums, 4 and 5 activations, 6 and 7 weights. a_bytes: 32 or 64 k. */
 static void configure(int rows, int a_bytes) {
     struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } c = {.palette = 1};
@@ -27,7 +35,7 @@ static void configure(int rows, int a_bytes) {
         c.row_bytes[t] = (uint16_t)(t == 4 || t == 5 ? a_bytes : 64);
         c.rows[t] = (uint8_t)(t < 6 ? rows : a_bytes / 4);
     }
-    _tile_loadconfig(&c);
+    __asm__ volatile("ldtilecfg %0" : : "m"(c));
 }
 
 /* Bytes of codes as signed numbers without zero point. */
@@ -76,11 +84,11 @@ INLINE void rows_32(const format *f, const slab32 *s, int64_t first, int blocks,
 /* n, at, wt: tiles, literal numbers. */
 #define PRODUCT(n, at, wt, block) do { \
         int64_t b_ = first + (block); \
-        _tile_zero(n); \
-        _tile_loadd(at, a[b_ / 8 * m].q + 32 * (b_ % 8), sizeof(act_unit)); \
-        _tile_loadd(wt, s->q[block], 64); \
-        _tile_dpbssd(n, at, wt); \
-        _tile_stored(n, c[n], 64); \
+        TILE_ZERO(n); \
+        TILE_LOAD(at, a[b_ / 8 * m].q + 32 * (b_ % 8), sizeof(act_unit)); \
+        TILE_LOAD(wt, s->q[block], 64); \
+        TILE_DOT(n, at, wt); \
+        TILE_STORE(n, c[n], 64); \
     } while (0)
 #define ADD(n, block) add_32(f, s, block, a + (first + (block)) / 8 * m, (int)((first + (block)) % 8), rows, c[n], sum)
     PRODUCT(0, 4, 6, 0);
@@ -174,21 +182,21 @@ INLINE void add_256(const format *f, int split, const slab256 *s, const act_unit
 
 /* Products of TILE rows with both groups' slabs: c[2g] with low bytes, c[2g + 1] with high ones. */
 INLINE void products_256(const slab256 *s, int split, const act_unit *a, int32_t c[2 * PAIR][TILE][GROUP]) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
 #define STEP(i) do { \
-        _tile_loadd(4, a->q + 64 * (i), sizeof(act_unit)); \
-        _tile_loadd(6, s[0].low + 1024 * (i), 64); \
-        _tile_dpbssd(0, 4, 6); \
-        _tile_loadd(7, s[1].low + 1024 * (i), 64); \
-        _tile_dpbssd(2, 4, 7); \
+        TILE_LOAD(4, a->q + 64 * (i), sizeof(act_unit)); \
+        TILE_LOAD(6, s[0].low + 1024 * (i), 64); \
+        TILE_DOT(0, 4, 6); \
+        TILE_LOAD(7, s[1].low + 1024 * (i), 64); \
+        TILE_DOT(2, 4, 7); \
         if (split) { \
-            _tile_loadd(6, s[0].high + 1024 * (i), 64); \
-            _tile_dpbssd(1, 4, 6); \
-            _tile_loadd(7, s[1].high + 1024 * (i), 64); \
-            _tile_dpbssd(3, 4, 7); \
+            TILE_LOAD(6, s[0].high + 1024 * (i), 64); \
+            TILE_DOT(1, 4, 6); \
+            TILE_LOAD(7, s[1].high + 1024 * (i), 64); \
+            TILE_DOT(3, 4, 7); \
         } \
     } while (0)
     STEP(0);
@@ -196,11 +204,11 @@ INLINE void products_256(const slab256 *s, int split, const act_unit *a, int32_t
     STEP(2);
     STEP(3);
 #undef STEP
-    _tile_stored(0, c[0], 64);
-    _tile_stored(2, c[2], 64);
+    TILE_STORE(0, c[0], 64);
+    TILE_STORE(2, c[2], 64);
     if (!split) return;
-    _tile_stored(1, c[1], 64);
-    _tile_stored(3, c[3], 64);
+    TILE_STORE(1, c[1], 64);
+    TILE_STORE(3, c[3], 64);
 }
 
 INLINE void panel_256(const format *f, int split, const uint8_t *w, size_t group_bytes, int groups, int64_t k, const act_unit *a, int m, float *y,
@@ -235,7 +243,7 @@ INLINE void panel_256(const format *f, int split, const uint8_t *w, size_t group
         (void)lda; \
         for (int64_t g = 0; g < n_groups; g += PAIR, w += PAIR * group_bytes, y += PAIR * GROUP) \
             type##_pair(w, group_bytes, n_groups - g < PAIR ? (int)(n_groups - g) : PAIR, k, a, m, y, ldy); \
-        _tile_release(); \
+        __asm__ volatile("tilerelease"); \
     }
 #define MATMUL_32(type) MATMUL(type, panel_32(&type##_format, w, group_bytes, groups, k, a, m, y, ldy))
 #define MATMUL_256(type, split) MATMUL(type, panel_256(&type##_format, split, w, group_bytes, groups, k, a, m, y, ldy))
@@ -248,21 +256,21 @@ static int64_t NAME(dot_peak)(int64_t rounds, const int8_t *a, uint32_t *sum) {
     for (int r = 0; r < TILE; r++) memcpy(rows[r], a, 32), memcpy(rows[r] + 32, a, 32);
     memset(ones, 1, sizeof ones);
     configure(TILE, 64);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_loadd(4, rows, 64);
-    _tile_loadd(6, ones, 64);
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+    TILE_LOAD(4, rows, 64);
+    TILE_LOAD(6, ones, 64);
     for (int64_t r = 0; r < rounds; r++) {
-        _tile_dpbssd(0, 4, 6);
-        _tile_dpbssd(1, 4, 6);
-        _tile_dpbssd(2, 4, 6);
-        _tile_dpbssd(3, 4, 6);
+        TILE_DOT(0, 4, 6);
+        TILE_DOT(1, 4, 6);
+        TILE_DOT(2, 4, 6);
+        TILE_DOT(3, 4, 6);
     }
     *sum = 0;
 #define SUM(n) do { \
-        _tile_stored(n, c, 64); \
+        TILE_STORE(n, c, 64); \
         for (int r = 0; r < TILE; r++) *sum += (uint32_t)vi_sum_lanes(vi_load(c[r])); \
     } while (0)
     SUM(0);
@@ -270,7 +278,7 @@ static int64_t NAME(dot_peak)(int64_t rounds, const int8_t *a, uint32_t *sum) {
     SUM(2);
     SUM(3);
 #undef SUM
-    _tile_release();
+    __asm__ volatile("tilerelease");
     return rounds * 4 * TILE * GROUP * 64;
 }
 
