@@ -13,7 +13,7 @@
 #include "ops/quantize.h"
 #include "tokenizer/tokenizer.h"
 
-enum { ABI_VERSION = 3 };
+enum { ABI_VERSION = 4 };
 
 #define NEED(cond, text) do { if (!(cond)) return err_set(err, PYLLM_ERR_ARG, text); } while (0)
 
@@ -176,6 +176,25 @@ void pyllm_seq_free(pyllm_engine *e, int32_t seq) { seq_free(e, seq); }
 int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq) { return seq_length(e, seq); }
 int pyllm_seq_truncate(pyllm_engine *e, int32_t seq, int64_t n, pyllm_error *err) { return seq_truncate(e, seq, n, err); }
 int64_t pyllm_engine_free_positions(const pyllm_engine *e) { return engine_free_positions(e); }
+int32_t pyllm_engine_n_groups(const pyllm_engine *e) { return e->n_groups; }
+int pyllm_engine_group(const pyllm_engine *e, int32_t group, pyllm_group *out) {
+    if (group < 0 || group >= e->n_groups) return PYLLM_ERR_ARG;
+    const kv_group *k = &e->groups[group];
+    *out = (pyllm_group){.window = k->window, .n_pages = k->n_pages, .n_free = k->n_free, .n_idle = k->n_idle};
+    return 0;
+}
+int pyllm_seq_pages(const pyllm_engine *e, int32_t seq, int64_t first, int64_t n, int32_t *pages, pyllm_error *err) {
+    return seq_pages(e, seq, first, n, pages, err);
+}
+int pyllm_seq_attach(pyllm_engine *e, int32_t seq, int64_t length, const int32_t *pages, pyllm_error *err) {
+    return seq_attach(e, seq, length, pages, err);
+}
+int pyllm_seq_adopt(pyllm_engine *e, int32_t seq, int64_t first, int64_t n, const int32_t *pages, pyllm_error *err) {
+    return seq_adopt(e, seq, first, n, pages, err);
+}
+int pyllm_pages_keep(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err) { return pages_keep(e, pages, n, err); }
+int pyllm_pages_drop(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err) { return pages_drop(e, pages, n, err); }
+int64_t pyllm_pages_idle(const pyllm_engine *e, int32_t group, const int32_t *pages, int64_t n) { return pages_idle(e, group, pages, n); }
 int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
                const volatile int32_t *cancel, pyllm_error *err) {
     NEED(e && tokens && seqs, "step: engine, tokens and seqs must not be NULL");

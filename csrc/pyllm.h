@@ -211,8 +211,32 @@ int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq);       /* tokens st
 /* Forgets positions >= n. With sliding windows n must be the length, 0, or recent enough that no page behind the window was
    freed: otherwise PYLLM_ERR_ARG and nothing changes. */
 int pyllm_seq_truncate(pyllm_engine *e, int32_t seq, int64_t n, pyllm_error *err);
-int64_t pyllm_engine_free_positions(const pyllm_engine *e);         /* room in tokens of the scarcest layer group
-                                                                      without a window; if all have one, of the first */
+/* Room in tokens that no sequence holds, in the layers without a window (in those of the first window if all have one). Kept pages count. */
+int64_t pyllm_engine_free_positions(const pyllm_engine *e);
+
+/* ---- pages: equal beginnings are stored once. A page holds K and V of 16 tokens for a group of layers, those of one window; groups are numbered from 0.
+   Sequences that begin with the same tokens may hold the same pages. A row never changes a page that others hold: it is copied first.
+   Kept pages outlive their sequences, until the host drops them. Lists of pages: int32_t [groups][n], -1: none. */
+typedef struct pyllm_group {
+    int64_t window;             /* positions that a row sees, its own included; 0: all */
+    int32_t n_pages, n_free;    /* in all, and those that nobody holds */
+    int32_t n_idle;             /* kept, and no sequence holds them */
+    int32_t pad;
+} pyllm_group;
+int32_t pyllm_engine_n_groups(const pyllm_engine *e);
+int pyllm_engine_group(const pyllm_engine *e, int32_t group, pyllm_group *out);     /* PYLLM_ERR_ARG: there is no such group */
+/* Pages [first, first + n) of a sequence; -1 where they were given back behind a window. */
+int pyllm_seq_pages(const pyllm_engine *e, int32_t seq, int64_t first, int64_t n, int32_t *pages, pyllm_error *err);
+/* An empty sequence begins with `length` tokens whose K and V are in these pages, ceil(length / 16) a group; the last one is copied if it is not full
+   (PYLLM_ERR_FULL: no page is free for that). Pages that no later row sees, behind the window, may be -1. */
+int pyllm_seq_attach(pyllm_engine *e, int32_t seq, int64_t length, const int32_t *pages, pyllm_error *err);
+/* Full pages [first, first + n) of a sequence change places with others of the same content; -1: this one stays. */
+int pyllm_seq_adopt(pyllm_engine *e, int32_t seq, int64_t first, int64_t n, const int32_t *pages, pyllm_error *err);
+/* Keeps pages that sequences hold; drops kept ones, which are then free as soon as no sequence holds them. Keeping twice is as keeping once. */
+int pyllm_pages_keep(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err);
+int pyllm_pages_drop(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err);
+/* How many of n pages of one group are kept and held by no sequence. */
+int64_t pyllm_pages_idle(const pyllm_engine *e, int32_t group, const int32_t *pages, int64_t n);
 
 /* Runs one batch: row r appends tokens[r] to sequence seqs[r] at its next position; rows of one sequence ascend. Rows with
    want[r] != 0 get logits: float32 [number of such rows, n_vocab] in row order, caller's memory. Any mix of prompts and single

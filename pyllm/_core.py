@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import errors
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 _NAME = {"win32": "pyllm.dll", "darwin": "libpyllm.dylib"}.get(sys.platform, "libpyllm.so")
 
 

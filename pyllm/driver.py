@@ -12,17 +12,20 @@ from typing import TypeVar
 from . import errors
 from .engine import MAX_ROWS, Engine
 from .generation import Generation
-from .scheduler import Rows, Scheduler, Task
+from .prefix_cache import PrefixCache, common
+from .scheduler import PAGE, Pace, Rows, Scheduler, Task, pages
 
 T = TypeVar("T")
+CHECKPOINT = 1024   # tokens after which windowed layers keep what is needed to go on from there
+WORTH_WAITING = 64  # tokens that a running request computes for another one too: from here on that one waits for them
 
 
 class Driver:
-    """Owns the engine's thread. It sleeps while there is nothing to do. evict(): gives idle sessions' memory back, True if any.
-    max_waiting: requests that may wait for their first step."""
+    """Owns the engine's thread. It sleeps while there is nothing to do. parallel: requests that may run at once; max_waiting: others that
+    may wait for their first step; stall_s: see scheduler.Pace."""
 
-    def __init__(self, engine: Engine, evict: Callable[[], bool], max_waiting: int) -> None:
-        self._engine, self._evict = engine, evict
+    def __init__(self, engine: Engine, parallel: int, max_waiting: int, stall_s: float | None) -> None:
+        self._engine, self.cache = engine, PrefixCache(engine)
         self._max_waiting, self._n_waiting = max_waiting, 0
         self._last_end, self._end_gap = 0.0, 0.0    # when a request ended, and the running mean of seconds between two ends
         self._work = threading.Condition()
@@ -32,15 +35,13 @@ class Driver:
         self._pid = os.getpid()
         self._step_of: Generation | None = None     # the only request in the running step
         self._turned: float | None = None           # when the turn that runs now began; None while there is nothing to do
-        self._scheduler = Scheduler(MAX_ROWS, engine.open_seq, engine.close_seq, engine.free_pages, evict)
+        self._scheduler = Scheduler(MAX_ROWS, parallel, self, Pace(stall_s))
         self._thread = threading.Thread(target=self._run, name="pyllm-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, g: Generation, prepare: Callable[[], None] | None = None) -> None:
-        """prepare() runs on the engine's thread just before the request joins: nothing comes between the two. Raises Busy."""
+    def submit(self, g: Generation) -> None:
+        """Raises Busy."""
         def add() -> None:
-            if prepare is not None:
-                prepare()
             self._generations[g.task] = g
             self._scheduler.add(g.task)
         self._refuse_processors()
@@ -69,9 +70,20 @@ class Driver:
             self._jobs.append(lambda: self._drop(g))
             self._work.notify()
 
-    def make_room(self) -> bool:
-        """On the engine's thread: takes pages from an idle session or the youngest running request; False if nobody has any."""
-        return self._evict() or self._scheduler.preempt()
+    def make_room(self, n_tokens: int) -> bool:
+        """On the engine's thread: frees pages for so many tokens, at the cost of the cache, then of running requests; False if that is not
+        enough."""
+        while not self.cache.make_room(-(-n_tokens // PAGE)):
+            if not self._scheduler.preempt():
+                return False
+        return True
+
+    def open_seq(self) -> int:
+        """On the engine's thread: an empty sequence; a running request gives its own if there is no other. Raises CacheFull."""
+        while (seq := self._engine.open_seq()) is None:
+            if not self._scheduler.preempt():
+                raise errors.CacheFull("all sequences are in use\nhint: wait for running requests")
+        return seq
 
     def call(self, fn: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
         """Runs fn between two steps, on the engine's thread, and returns its result. When the wait is interrupted (Ctrl-C), fn does not
@@ -150,6 +162,42 @@ class Driver:
         if self.here and not self.forked:
             raise errors.ArgumentError("a logits processor called its own model\nhint: call the model from another thread, or before")
 
+    # ---- what the scheduler asks for, on the engine's thread ----
+
+    def free(self) -> int:
+        return self._engine.free_pages()
+
+    def cached(self, task: Task) -> tuple[int, int] | None:
+        limit = len(task.tokens) - 1
+        hit = self.cache.match(task.client, task.tokens, limit)
+        for other in self._scheduler.running:
+            if other.client == task.client and other.pending > 1:
+                shared = common(task.tokens[:limit], other.tokens) // PAGE * PAGE
+                if shared >= hit.n + WORTH_WAITING and shared > other.done:
+                    other.breaks.add(shared)
+                    return None
+        return hit.n, self.cache.idle_pages(hit)
+
+    def open(self, task: Task) -> bool:
+        task.seq = self._engine.open_seq()
+        if task.seq is None:
+            return False
+        hit = self.cache.attach(task.seq, task.client, task.tokens, len(task.tokens) - 1)
+        task.done = hit.n
+        task.breaks.clear()
+        if self.cache.windowed:
+            task.breaks.update(range(CHECKPOINT, len(task.tokens), CHECKPOINT), {hit.shared})
+        self._generations[task].admit(hit.n)
+        return True
+
+    def release(self, task: Task) -> None:
+        """What it has computed stays in the cache."""
+        if task.seq is not None:
+            if task.done:
+                self.cache.insert(task.client, task.tokens, task.seq, task.done, mark=True, tail=True)
+            self._engine.close_seq(task.seq)
+        task.seq, task.done = None, 0
+
     # ---- the engine's thread ----
 
     def _run(self) -> None:
@@ -184,8 +232,10 @@ class Driver:
         for job in jobs:
             job()
         rows = self._scheduler.next_step()
-        if rows:
+        if rows and self.cache.make_room(sum(pages(r.task, r.n) for r in rows)):
             self._step(rows)
+        elif rows:
+            self._scheduler.preempt()
         elif not self._scheduler.idle:
             with self._work:            # all room is held by calls of `logits`, which end without a step of ours
                 self._work.wait(0.002)
@@ -199,6 +249,7 @@ class Driver:
                 return
             self._step_of = generations[0] if len(rows) == 1 else None
             self._engine.cancel(self._step_of is not None and self._step_of.cancelled)
+        begin = time.perf_counter()
         try:
             self._engine.step([(r.task.seq, r.task.tokens[r.task.done:r.task.done + r.n], int(r.want)) for r in rows])  # type: ignore[misc]
         except errors.Cancelled:
@@ -210,9 +261,11 @@ class Driver:
         finally:
             with self._work:
                 self._step_of = None
-        self._scheduler.advance(rows)
+        self._scheduler.advance(rows, time.perf_counter() - begin)
         at = 0
         for r, g in zip(rows, generations, strict=True):
+            if r.n > 1 or r.task.done % CHECKPOINT == 0:
+                self._remember(r.task)
             if not r.want:
                 continue
             logits = self._engine.logits_row(at)
@@ -225,6 +278,12 @@ class Driver:
                 self._end(g, e)
             if g.ended:
                 self._end(g, None)
+
+    def _remember(self, task: Task) -> None:
+        """Others may use what a prompt's chunk has computed."""
+        assert task.seq is not None
+        mark = task.done in task.breaks or task.done % CHECKPOINT == 0
+        self.cache.insert(task.client, task.tokens, task.seq, task.done // PAGE * PAGE, mark=mark)
 
     def _drop(self, g: Generation) -> None:
         if not g.ended:
@@ -242,7 +301,5 @@ class Driver:
             self._last_end = now
         if error is not None:
             g.fail(error)
-        if not g.keep_seq and g.task.seq is not None:
-            self._engine.close_seq(g.task.seq)
-            g.task.seq = None
+        self.release(g.task)
         g.released.set()

@@ -57,6 +57,7 @@ class Engine:
         self.weight_bytes: int = lib.pyllm_model_weight_bytes(self._model)
         self._tokens, self._seqs, self._want = (ffi.new(f"{kind}[]", MAX_ROWS) for kind in ("int32_t", "int32_t", "uint8_t"))
         self._logits = _untouched("float[]", self.max_logits * self.n_vocab)
+        self._group = ffi.new("pyllm_group *")
         self._pid = os.getpid()
 
     def close(self) -> None:
@@ -88,7 +89,50 @@ class Engine:
         """Cuts a sequence to n tokens; False when its window's pages are gone and it must start again from 0."""
         return bool(lib.pyllm_seq_truncate(self._engine, seq, n, ffi.NULL) == 0)
 
+    @cached_property
+    def windows(self) -> tuple[int, ...]:
+        """Of each layer group: how many positions a row sees there, 0: all."""
+        return tuple(self.group(g).window for g in range(lib.pyllm_engine_n_groups(self._engine)))
+
+    def group(self, g: int) -> Any:
+        """The pyllm_group of a layer group, good until the next call."""
+        check(lib.pyllm_engine_group(self._engine, g, self._group), ffi.NULL)
+        return self._group
+
+    def seq_pages(self, seq: int, first: int, n: int) -> list[list[int]]:
+        """Of each layer group n pages of a sequence; -1: behind the window."""
+        out, err = ffi.new("int32_t[]", len(self.windows) * n), new_error()
+        check(lib.pyllm_seq_pages(self._engine, seq, first, n, out, err), err)
+        flat = list(out)
+        return [flat[g * n:(g + 1) * n] for g in range(len(self.windows))]
+
+    def attach(self, seq: int, n_tokens: int, pages: list[list[int]]) -> None:
+        """An empty sequence begins with n_tokens tokens that are in these pages; the last one is copied if it is not full."""
+        err = new_error()
+        check(lib.pyllm_seq_attach(self._engine, seq, n_tokens, _flat(pages), err), err)
+
+    def adopt(self, seq: int, first: int, pages: list[list[int]]) -> None:
+        """Full pages of a sequence, from `first` on, give way to pages of the same content; -1: this one stays."""
+        err = new_error()
+        check(lib.pyllm_seq_adopt(self._engine, seq, first, len(pages[0]), _flat(pages), err), err)
+
+    def keep(self, pages: list[list[int]]) -> None:
+        """These pages outlive their sequences."""
+        err = new_error()
+        check(lib.pyllm_pages_keep(self._engine, _flat(pages), len(pages[0]), err), err)
+
+    def drop(self, pages: list[list[int]]) -> None:
+        """These pages are no longer kept."""
+        err = new_error()
+        check(lib.pyllm_pages_drop(self._engine, _flat(pages), len(pages[0]), err), err)
+
+    def count_idle(self, group: int, pages: list[int]) -> int:
+        """How many of a group's pages are kept and held by no sequence."""
+        n: int = lib.pyllm_pages_idle(self._engine, group, ffi.new("int32_t[]", pages), len(pages))
+        return n
+
     def free_pages(self) -> int:
+        """Pages that no sequence holds, of layers without a window."""
         n: int = lib.pyllm_engine_free_positions(self._engine)
         return n // 16
 
@@ -172,6 +216,10 @@ class Engine:
         while (name := lib.pyllm_model_kernel(self._model, len(names))) != ffi.NULL:
             names.append(ffi.string(name).decode())
         return names
+
+
+def _flat(pages: list[list[int]]) -> Any:
+    return ffi.new("int32_t[]", [p for of_group in pages for p in of_group])
 
 
 def engine_params(threads: int, kv: str, n_positions: int, parallel: int) -> Any:

@@ -52,16 +52,15 @@ class Generation:
 
     def __init__(self, prompt: list[int], options: Options, tokenizer: Tokenizer, sampler: Sampler, ctx: int,
                  on_cancel: Callable[[Generation], None], *, splitter: ReasoningSplitter | None,
-                 keep_seq: bool = False, on_end: Callable[[], None] | None = None) -> None:
-        self.task = Task(list(prompt), priority=options.priority, client=options.client)
+                 on_end: Callable[[], None] | None = None) -> None:
+        limit = ctx - len(prompt)
+        self._limit = limit if options.max_tokens is None else min(limit, options.max_tokens)
+        self.task = Task(list(prompt), len(prompt) + self._limit, options.priority, options.client)
         self.n_prompt, self.cached = len(prompt), 0
-        self.keep_seq = keep_seq        # the sequence belongs to a session
         self.cancelled = self.ended = False
         self.released = threading.Event()       # the engine holds nothing of it any more
         self.reply: Reply | None = None
         self._options, self._tokenizer, self._sampler, self._on_cancel, self._on_end = options, tokenizer, sampler, on_cancel, on_end
-        limit = ctx - len(prompt)
-        self._limit = limit if options.max_tokens is None else min(limit, options.max_tokens)
         self._decoder, self._stop = StreamDecoder(tokenizer), StopFilter(options.stops)
         self._splitter = splitter
         self._text: list[str] = []
@@ -76,10 +75,10 @@ class Generation:
 
     # ---- driver side ----
 
-    def resume(self, seq: int | None, cached: int) -> None:
-        """Goes on in a sequence that already holds the first `cached` tokens of the prompt."""
-        self.task.seq = seq
-        self.task.done = self.cached = cached
+    def admit(self, cached: int) -> None:
+        """It has a place, with so many tokens of the prompt in it, for the first time or again."""
+        if not self._begun:
+            self.cached = cached
 
     def begin(self) -> bool:
         """Its next step is about to run; whether that is the first."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from math import prod
-from numbers import Integral
+from numbers import Integral, Real
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from .chat import ChatTemplate
     from .server.http import Background
-    from .session import Session, Slot
+    from .session import Session
 
 T = TypeVar("T")
 
@@ -63,7 +63,8 @@ class LLM:
     cores. kv: type of the KV cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
     instead of the file's. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale). pack_cache: keep the
     packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the time; not with adapters.
-    parallel: requests that may run at once, 1 to 512; others wait, at most max_waiting of them (then: Busy).
+    parallel: requests that may run at once, 1 to 512; others wait, at most max_waiting of them (then: Busy). stall_s: the most seconds that
+    a long prompt may keep running answers waiting for their next token; None: 0.05, or twice the time of a token if that is more.
 
     Every method may be called from any thread; calls share the engine's steps and get the same results as alone. Raises ModelNotFound,
     FormatError, UnsupportedModel, UnsupportedTokenizer, OutOfMemory (nothing is taken when the model does not fit). Use it as a context
@@ -72,13 +73,15 @@ class LLM:
 
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
                  level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (), pack_cache: bool = False,
-                 parallel: int = PARALLEL, max_waiting: int = 1024,
+                 parallel: int = PARALLEL, max_waiting: int = 1024, stall_s: float | None = None,
                  progress: Callable[[int, int], None] | None = None) -> None:
         self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
         if chat_template is not None and not isinstance(chat_template, str):
             raise errors.ArgumentError(f"chat_template is {reprlib.repr(chat_template)}, must be a text")
         self.parallel = _whole("parallel", parallel, MAX_ROWS)
         max_waiting = _whole("max_waiting", max_waiting, 1 << 20)
+        if stall_s is not None and not (isinstance(stall_s, Real) and not isinstance(stall_s, bool) and stall_s >= 0):
+            raise errors.ArgumentError(f"stall_s is {reprlib.repr(stall_s)}, must be seconds")
         started = time.perf_counter()
         self.path = _resolve(spec, progress)
         self._chat_source = chat_template
@@ -102,10 +105,8 @@ class LLM:
             self._padding = range(self.tokenizer.n_vocab, self._engine.n_vocab)     # rows without a token can't be chosen
         else:
             self._padding = range(0)
-        self._slots: set[Slot] = set()      # of sessions; only the engine's thread touches it
-        evict = weakref.WeakMethod(self._evict)     # the engine's thread must not keep a model alive that its owner forgot
         try:
-            self._driver = Driver(self._engine, lambda: (method := evict()) is not None and method(), max_waiting)
+            self._driver = Driver(self._engine, self.parallel, max_waiting, stall_s)
         except RuntimeError as e:
             self._engine.close()
             raise _no_thread(e) from None
@@ -186,7 +187,7 @@ class LLM:
         """The rows of `logits` from position `start` on, in blocks [at most 64, n_vocab]: all at once would be gigabytes for long texts."""
         self._check()
         tokens = self._ids(ids)
-        seq = self._driver.call(self._open_seq, undo=self._engine.close_seq)
+        seq = self._driver.call(self._driver.open_seq, undo=self._engine.close_seq)
         try:
             for at in range(0, start, MAX_ROWS):
                 self._driver.call(partial(self._step_alone, seq, tokens[at:min(at + MAX_ROWS, start)], 0))
@@ -198,9 +199,17 @@ class LLM:
                 self._driver.post(lambda: self._engine.close_seq(seq))
 
     def on_engine(self, fn: Callable[[Engine], T]) -> T:
-        """fn(engine) on the engine's thread, between two of its steps: for tools that measure a model, such as pyllm.quantize."""
+        """fn(engine) on the engine's thread, between two of its steps: for tools that measure a model, such as pyllm.quantize. It finds no
+        cached prefixes, and none outlive it: it may change weights."""
+        def alone() -> T:
+            self._driver.cache.clear()
+            try:
+                return fn(self._engine)
+            finally:
+                self._driver.cache.clear()
+
         self._check()
-        return self._driver.call(lambda: fn(self._engine))
+        return self._driver.call(alone)
 
     def serve(self, port: int = 8080, host: str = "127.0.0.1", *, api_keys: Iterable[str] = (), hosts: Iterable[str] = (),
               name: str | None = None, **limits: float) -> Background:
@@ -404,9 +413,8 @@ class LLM:
             if n > self.ctx + self.ctx // 4 + LONG_TEXT // 256:
                 raise errors.ContextOverflow(max(n, n * len(text) // (at + LONG_TEXT)), self.ctx)
 
-    def _submit(self, ids: list[int], options: Options, *, chat: bool, slot: Slot | None = None,
-                on_end: Callable[[], None] | None = None) -> Generation:
-        """Starts a request. With a slot it goes on from the tokens that the slot's sequence holds."""
+    def _submit(self, ids: list[int], options: Options, *, chat: bool, on_end: Callable[[], None] | None = None) -> Generation:
+        """Starts a request."""
         self._check()
         if not ids:
             raise errors.ArgumentError("the prompt is empty\nhint: give at least one token")
@@ -417,17 +425,12 @@ class LLM:
             options = Options(**{**options.__dict__, "logit_bias": bias})
         sampler = Sampler(options, self.tokenizer, self._engine.n_vocab)
         g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel,
-                       splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None,
-                       keep_seq=slot is not None, on_end=on_end)
+                       splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None, on_end=on_end)
         if len(ids) == self.ctx:
             g.finish_full()
         else:
-            self._driver.submit(g, None if slot is None else lambda: self._lend(slot, g))
+            self._driver.submit(g)
         return g
-
-    def _lend(self, slot: Slot, g: Generation) -> None:
-        self._slots.add(slot)
-        slot.lend(self._engine, g)
 
     def _ids(self, ids: Sequence[int]) -> list[int]:
         try:
@@ -446,35 +449,16 @@ class LLM:
     def _step_alone(self, seq: int, tokens: list[int], want: int) -> NDArray[np.float32]:
         """A step beside the scheduler's, and the logits of its last `want` tokens; when pages run out, others give theirs."""
         self._engine.cancel(False)
-        while True:
-            try:
-                n = self._engine.step([(seq, tokens, want)])
-                logits: NDArray[np.float32] = self._engine.logits[:n].copy()
-                return logits
-            except errors.CacheFull:
-                if not self._driver.make_room():
-                    raise
-
-    def _open_seq(self) -> int:
-        seq = self._engine.open_seq()
-        while seq is None and self._driver.make_room():
-            seq = self._engine.open_seq()
-        if seq is None:
-            raise errors.CacheFull("all sequences are in use\nhint: wait for running requests, or close sessions")
-        return seq
-
-    def _evict(self) -> bool:
-        """Gives the KV pages of the session that was idle longest back (it computes them again when it goes on)."""
-        idle = [s for s in self._slots if s.idle]
-        if not idle:
-            return False
-        min(idle, key=lambda s: s.used).drop(self._engine)
-        return True
+        self._driver.make_room(len(tokens))
+        n = self._engine.step([(seq, tokens, want)])
+        logits: NDArray[np.float32] = self._engine.logits[:n].copy()
+        return logits
 
     def _bench_once(self, kind: str, n: int, count: int, depth: int, around: Callable[[Callable[[], float]], T]) -> T:
         """n tokens in each of `count` sequences that hold `depth` tokens."""
         engine, seqs = self._engine, list[int]()
         engine.cancel(False)
+        self._driver.cache.clear()
         tokens = [1 + i * 7919 % (engine.n_vocab - 2) for i in range(depth + n)]
         size = MAX_ROWS // count if kind == "pp" else 1
 
@@ -487,7 +471,7 @@ class LLM:
 
         try:
             for _ in range(count):
-                seqs.append(self._open_seq())
+                seqs.append(self._driver.open_seq())
                 for at in range(0, depth, MAX_ROWS):
                     engine.step([(seqs[-1], tokens[at:min(at + MAX_ROWS, depth)], 0)])
             return around(run)

@@ -1,4 +1,4 @@
-"""A conversation that keeps its KV cache: only the new turn is computed."""
+"""A conversation: messages that grow turn by turn, and what the KV cache holds of them as a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import json
 import os
 import reprlib
 import struct
-import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import errors
@@ -19,60 +18,19 @@ from .replies import Reply, Stream
 from .sampling import Options
 
 if TYPE_CHECKING:
-    from .engine import Engine
     from .generation import Generation
     from .llm import LLM
 
 _MAGIC = b"PYLLMCHAT1\n"
 
 
-class Slot:
-    """A sequence of the engine and the tokens that it holds. Only the engine's thread touches it."""
-
-    def __init__(self) -> None:
-        self.seq: int | None = None
-        self.tokens: list[int] = []
-        self.generation: Generation | None = None
-        self.used = time.monotonic()
-
-    @property
-    def idle(self) -> bool:
-        """Holds a sequence that no request is using."""
-        g = self.generation
-        return self.seq is not None if g is None else g.released.is_set() and g.task.seq is not None
-
-    def settle(self) -> None:
-        """Takes over what the last request left in the cache."""
-        g = self.generation
-        if g is not None and g.released.is_set():
-            self.seq, self.tokens, self.generation = g.task.seq, g.task.tokens[:g.task.done], None
-        self.used = time.monotonic()
-
-    def lend(self, engine: Engine, g: Generation) -> None:
-        """Gives its sequence to a request, cut to the beginning that they share; the last token of a prompt always runs again."""
-        self.settle()
-        ids, n = g.task.tokens, 0
-        while self.seq is not None and n < min(len(ids) - 1, len(self.tokens)) and ids[n] == self.tokens[n]:
-            n += 1
-        if self.seq is not None and not engine.truncate(self.seq, n):
-            n = 0
-            engine.truncate(self.seq, 0)
-        g.resume(self.seq, n)
-        self.generation = g
-
-    def drop(self, engine: Engine) -> None:
-        self.settle()
-        if self.seq is not None:
-            engine.close_seq(self.seq)
-        self.seq, self.tokens = None, []
-
-
 class Session:
-    """messages is the conversation so far; chat and stream add a turn of the user and the answer. One thread at a time; every call first
-    ends an answer that is still being written. A session that is forgotten gives its KV cache back like a closed one."""
+    """messages is the conversation so far; chat and stream add a turn of the user and the answer. Only what is new in a turn is computed,
+    as long as the model's prefix cache has the rest. One thread at a time; every call first ends an answer that is still being written."""
 
     def __init__(self, llm: LLM, messages: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._llm, self._slot = llm, Slot()
+        self._llm = llm
+        self._tokens, self._client = list[int](), ""        # of the last turn, as the engine was given them
         if isinstance(messages, str) or not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
             raise errors.ArgumentError(f"messages is {reprlib.repr(messages)}, must be a list of messages\n"
                                        'hint: [{"role": "user", "content": "..."}]')
@@ -101,7 +59,7 @@ class Session:
     def _run(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> SessionStream:
         self._llm._check()
         ids = self._llm.prompt_ids(messages)
-        g = self._llm._submit(ids, Options.make(options), chat=True, slot=self._slot)
+        g = self._llm._submit(ids, Options.make(options), chat=True)
         stream = SessionStream(self, g, messages)
         self._generation, self._stream = g, weakref.ref(stream)
         return stream
@@ -114,6 +72,8 @@ class Session:
         if self._generation is not None:
             self._generation.cancel()
             self._llm._driver.wait(self._generation)
+            self._tokens = self._generation.task.tokens
+            self._client = self._generation.task.client
             self._generation = None
 
     def _last_question(self) -> int:
@@ -156,14 +116,8 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Messages and KV cache to a file (temporary name, synced, renamed)."""
         self._end_answer()
-        llm, slot = self._llm, self._slot
-        llm._check()
-
-        def snapshot() -> tuple[list[int], bytes]:
-            slot.settle()
-            return slot.tokens, b"" if slot.seq is None else llm._engine.save(slot.seq)
-
-        tokens, state = llm._driver.call(snapshot)
+        self._llm._check()
+        tokens, state = self._llm._driver.call(self._snapshot)
         try:
             head = json.dumps({"messages": self.messages, "tokens": tokens}).encode()
         except (TypeError, ValueError, RecursionError) as e:
@@ -183,6 +137,16 @@ class Session:
             with contextlib.suppress(OSError):      # gone, unless the writing failed
                 os.unlink(temporary)
 
+    def _snapshot(self) -> tuple[list[int], bytes]:
+        """What the cache has of the conversation: tokens and a state."""
+        driver, engine = self._llm._driver, self._llm._engine
+        seq = driver.open_seq()
+        try:
+            n = driver.cache.attach(seq, self._client, self._tokens, len(self._tokens), least=1).n
+            return self._tokens[:n], engine.save(seq) if n else b""
+        finally:
+            engine.close_seq(seq)
+
     def load(self, path: str | os.PathLike[str]) -> None:
         """Goes on from a saved session; a damaged or foreign file raises StateError and changes nothing."""
         self._llm._check()
@@ -194,56 +158,32 @@ class Session:
             raise errors.StateError(f"{path} is damaged: {e}\nhint: start a new conversation") from None
         self._end_answer()
         self._llm._driver.call(lambda: self._restore(tokens, state))
-        self.messages = messages
+        self.messages, self._tokens = messages, tokens
 
     def _restore(self, tokens: list[int], state: bytes) -> None:
-        llm, slot = self._llm, self._slot
-        seq = llm._open_seq()
+        """Puts a state into the cache."""
+        driver, engine = self._llm._driver, self._llm._engine
+        seq = driver.open_seq()
         try:
             if state:
-                self._fill(seq, state)
-            if llm._engine.length(seq) != len(tokens):
+                driver.make_room(min(len(tokens), self._llm.ctx))
+                engine.restore(seq, state)
+            if engine.length(seq) != len(tokens):
                 raise errors.StateError("the saved session's tokens do not fit its cache")
-        except errors.Error:
-            llm._engine.close_seq(seq)
-            raise
-        slot.drop(llm._engine)
-        slot.seq, slot.tokens = seq, tokens
-        llm._slots.add(slot)
-
-    def _fill(self, seq: int, state: bytes) -> None:
-        """Restores the cache; when pages run out, others give theirs, the conversation's own old ones among them."""
-        while True:
-            try:
-                return self._llm._engine.restore(seq, state)
-            except errors.CacheFull:
-                if not self._llm._driver.make_room():
-                    raise
+            if tokens:
+                driver.cache.insert(self._client, tokens, seq, len(tokens), mark=True, tail=True)
+        finally:
+            engine.close_seq(seq)
 
     def close(self) -> None:
-        """Gives the KV cache back."""
+        """Ends an answer that is still being written."""
         self._end_answer()
-        with contextlib.suppress(errors.Closed, errors.ForkedProcess):
-            self._llm._driver.call(self._forgetting())
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(errors.Closed, errors.ForkedProcess):
-            self._llm._driver.post(self._forgetting())
-
-    def _forgetting(self) -> Callable[[], None]:
-        """The engine's thread gives the sequence back; what it runs must not keep the model or the Session alive."""
-        engine, slots, slot = self._llm._engine, self._llm._slots, self._slot
-
-        def forget() -> None:
-            slot.drop(engine)
-            slots.discard(slot)
-        return forget
 
 
 def is_saved(path: str | os.PathLike[str]) -> bool:

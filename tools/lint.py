@@ -19,7 +19,7 @@ ISA_FILES = ("csrc/base/cpu.c", "csrc/base/threads.c", "csrc/base/fpenv.c", "csr
 PY_LAYERS = [
     {"errors", "replies", "thinking", "memory", "stores", "_ffi"},
     {"_core"},
-    {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits", "weights"},
+    {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits", "weights", "prefix_cache"},
     {"pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
     {"engine", "chat", "catalogue", "describe", "generation", "batch", "infill"},
     {"driver", "session"},

@@ -67,7 +67,9 @@ static int alloc_groups(pyllm_engine *e) {
         kv_group *k = &e->groups[g];
         k->pool = mem_map(k->page_bytes * (size_t)k->n_pages);
         k->free_pages = mem_array((size_t)k->n_pages, sizeof *k->free_pages);
-        if (!k->pool || !k->free_pages) return -1;
+        k->users = mem_array((size_t)k->n_pages, sizeof *k->users);
+        k->kept = mem_array((size_t)k->n_pages, sizeof *k->kept);
+        if (!k->pool || !k->free_pages || !k->users || !k->kept) return -1;
         for (int32_t i = 0; i < k->n_pages; i++) k->free_pages[k->n_free++] = k->n_pages - 1 - i;
     }
     return 0;
@@ -149,6 +151,8 @@ void engine_free(pyllm_engine *e) {
     for (int32_t g = 0; g < e->n_groups; g++) {
         mem_unmap(e->groups[g].pool, e->groups[g].page_bytes * (size_t)e->groups[g].n_pages);
         mem_free(e->groups[g].free_pages);
+        mem_free(e->groups[g].users);
+        mem_free(e->groups[g].kept);
     }
     if (e->seqs && e->seqs[0].pages) {
         mem_unmap(e->seqs[0].pages[0], (size_t)e->params.max_seqs * (size_t)e->n_groups * (size_t)e->max_pages * sizeof(int32_t));

@@ -50,9 +50,10 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
 int64_t seq_save(const pyllm_engine *e, int32_t s, void *out, int64_t max, pyllm_error *err);
 int seq_restore(pyllm_engine *e, int32_t s, const void *data, int64_t n, pyllm_error *err);
 
-/* kv.c */
+/* kv.c, with page lists as in pyllm.h */
 int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, int32_t *n_groups, pyllm_error *err);
-/* Pages for positions [length, length + n) of a sequence in every group, or PYLLM_ERR_FULL and no change. */
+/* Pages for positions [length, length + n) of a sequence in every group, or PYLLM_ERR_FULL and no change. The page that the first of them is
+   written to is copied before if others hold it too. */
 int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, pyllm_error *err);
 /* Gives pages of positions >= n back (those that kv_reserve took for a step that did not happen, or after a truncation). */
 void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end);
@@ -60,4 +61,21 @@ void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end);
 void kv_release_behind(pyllm_engine *e, sequence *s);
 /* Index of the first page that the next position still sees in a group. */
 int64_t kv_first_page(const kv_group *g, int64_t length);
+/* A free page, which now has one user. */
+int32_t kv_new_page(kv_group *g);
+/* One more, one less sequence holds a page that is not free. */
+void kv_use(kv_group *g, int32_t page);
+void kv_leave(kv_group *g, int32_t page);
+/* NULL if there is no such sequence. */
+sequence *seq_find(const pyllm_engine *e, int32_t s);
+/* Free pages that a sequence leaves behind when it gives up its own, in one group. */
+int64_t kv_own_pages(const kv_group *g, const int32_t *pages, int64_t first, int64_t end);
+
+/* pages.c */
+int seq_pages(const pyllm_engine *e, int32_t s, int64_t first, int64_t n, int32_t *pages, pyllm_error *err);
+int seq_attach(pyllm_engine *e, int32_t s, int64_t length, const int32_t *pages, pyllm_error *err);
+int seq_adopt(pyllm_engine *e, int32_t s, int64_t first, int64_t n, const int32_t *pages, pyllm_error *err);
+int pages_keep(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err);
+int pages_drop(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err);
+int64_t pages_idle(const pyllm_engine *e, int32_t group, const int32_t *pages, int64_t n);
 #endif

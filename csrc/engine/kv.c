@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+enum { KEPT_WINDOWS = 8 };
+
 int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, int32_t *n_groups, pyllm_error *err) {
     *n_groups = 0;
     int64_t all = (p->n_positions + PAGE - 1) / PAGE + p->max_seqs;     /* every sequence may end in a partial page */
@@ -26,8 +28,8 @@ int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_
     }
     for (int32_t g = 0; g < *n_groups; g++) {
         int64_t n = all;
-        if (groups[g].window) {         /* a step may run the whole batch before pages behind the window go back */
-            int64_t live = ((groups[g].window + PAGE - 1) / PAGE + 2) * p->max_seqs + (p->max_rows + PAGE - 1) / PAGE + 1;
+        if (groups[g].window) {         /* a step may run the whole batch before pages behind the window go back; windows kept for later */
+            int64_t live = ((groups[g].window + PAGE - 1) / PAGE + 2) * (p->max_seqs + KEPT_WINDOWS) + (p->max_rows + PAGE - 1) / PAGE + 1;
             if (live < n) n = live;
         }
         if (n > INT32_MAX) return err_set(err, PYLLM_ERR_ARG, "%lld pages are more than the cache can number", (long long)n);
@@ -41,24 +43,63 @@ int64_t kv_first_page(const kv_group *g, int64_t length) {
     return first > 0 ? first / PAGE : 0;
 }
 
+int32_t kv_new_page(kv_group *g) {
+    int32_t page = g->free_pages[--g->n_free];
+    g->users[page] = 1;
+    return page;
+}
+
+void kv_use(kv_group *g, int32_t page) {
+    if (!g->users[page]++ && g->kept[page]) g->n_idle--;
+}
+
+void kv_leave(kv_group *g, int32_t page) {
+    if (--g->users[page]) return;
+    if (g->kept[page]) g->n_idle++;
+    else g->free_pages[g->n_free++] = page;
+}
+
+static int shared(const kv_group *g, int32_t page) { return g->users[page] > 1 || g->kept[page]; }
+
+/* The page that the next row of a sequence is written to, if it has begun and is not the sequence's alone; else NULL. */
+static int32_t *shared_tail(const kv_group *g, int32_t *pages, int64_t length) {
+    return length % PAGE && shared(g, pages[length / PAGE]) ? &pages[length / PAGE] : NULL;
+}
+
+int64_t kv_own_pages(const kv_group *g, const int32_t *pages, int64_t first, int64_t end) {
+    int64_t n = 0;
+    for (int64_t i = first; i < end; i++) n += pages[i] >= 0 && !shared(g, pages[i]);
+    return n;
+}
+
+static void give_back(kv_group *g, int32_t *page) {
+    if (*page >= 0) kv_leave(g, *page);
+    *page = -1;
+}
+
 int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, pyllm_error *err) {
     int64_t begin = (s->length + PAGE - 1) / PAGE, end = (s->length + n + PAGE - 1) / PAGE;
     if (end > e->max_pages)
         return err_set(err, PYLLM_ERR_FULL, "a sequence of %lld tokens does not fit in a cache of %lld positions", (long long)(s->length + n),
                        (long long)(e->max_pages * PAGE));
-    for (int32_t g = 0; g < e->n_groups; g++)
-        if (e->groups[g].n_free < end - begin)
-            return err_set(err, PYLLM_ERR_FULL, "%lld more tokens need %lld cache pages, %d are free", (long long)n, (long long)(end - begin),
+    for (int32_t g = 0; g < e->n_groups; g++) {
+        int64_t need = end - begin + (shared_tail(&e->groups[g], s->pages[g], s->length) != NULL);
+        if (e->groups[g].n_free < need)
+            return err_set(err, PYLLM_ERR_FULL, "%lld more tokens need %lld cache pages, %d are free", (long long)n, (long long)need,
                            e->groups[g].n_free);
-    for (int32_t g = 0; g < e->n_groups; g++)
-        for (int64_t p = begin; p < end; p++) s->pages[g][p] = e->groups[g].free_pages[--e->groups[g].n_free];
+    }
+    for (int32_t g = 0; g < e->n_groups; g++) {
+        kv_group *k = &e->groups[g];
+        int32_t *tail = shared_tail(k, s->pages[g], s->length);
+        if (tail) {
+            int32_t mine = kv_new_page(k);
+            memcpy(k->pool + (size_t)mine * k->page_bytes, k->pool + (size_t)*tail * k->page_bytes, k->page_bytes);
+            give_back(k, tail);
+            *tail = mine;
+        }
+        for (int64_t p = begin; p < end; p++) s->pages[g][p] = kv_new_page(k);
+    }
     return 0;
-}
-
-static void give_back(kv_group *g, int32_t *page) {
-    if (*page < 0) return;
-    g->free_pages[g->n_free++] = *page;
-    *page = -1;
 }
 
 void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end) {
@@ -73,16 +114,15 @@ void kv_release_behind(pyllm_engine *e, sequence *s) {
 }
 
 int64_t engine_free_positions(const pyllm_engine *e) {
-    int64_t least = INT64_MAX;
-    for (int32_t g = 0; g < e->n_groups; g++)
-        if (!e->groups[g].window && e->groups[g].n_free < least) least = e->groups[g].n_free;
-    for (int32_t g = 0; g < e->n_groups && least == INT64_MAX; g++) least = e->groups[g].n_free;
-    return least * PAGE;
+    const kv_group *k = e->groups;
+    for (int32_t g = 1; g < e->n_groups && k->window; g++)
+        if (!e->groups[g].window) k = &e->groups[g];
+    return (int64_t)(k->n_free + k->n_idle) * PAGE;
 }
 
 /* ---- sequences ------------------------------------------------------------------------------------------------------ */
 
-static sequence *seq_get(const pyllm_engine *e, int32_t s) {
+sequence *seq_find(const pyllm_engine *e, int32_t s) {
     return s >= 0 && s < e->params.max_seqs && e->seqs[s].alive ? &e->seqs[s] : NULL;
 }
 
@@ -99,7 +139,7 @@ int32_t seq_new(pyllm_engine *e, pyllm_error *err) {
 }
 
 void seq_free(pyllm_engine *e, int32_t id) {
-    sequence *s = seq_get(e, id);
+    sequence *s = seq_find(e, id);
     if (!s) return;
     kv_release_from(e, s, 0, s->length);
     s->alive = 0;
@@ -107,12 +147,12 @@ void seq_free(pyllm_engine *e, int32_t id) {
 }
 
 int64_t seq_length(const pyllm_engine *e, int32_t id) {
-    const sequence *s = seq_get(e, id);
+    const sequence *s = seq_find(e, id);
     return s ? s->length : -1;
 }
 
 int seq_truncate(pyllm_engine *e, int32_t id, int64_t n, pyllm_error *err) {
-    sequence *s = seq_get(e, id);
+    sequence *s = seq_find(e, id);
     if (!s || n < 0 || n > s->length) return err_set(err, PYLLM_ERR_ARG, "sequence %d cannot be cut to %lld tokens", id, (long long)n);
     for (int32_t g = 0; g < e->n_groups && n; g++)
         if (kv_first_page(&e->groups[g], n) < s->freed[g])

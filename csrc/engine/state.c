@@ -96,7 +96,7 @@ int seq_restore(pyllm_engine *e, int32_t id, const void *data, int64_t n, pyllm_
     sequence *s = &e->seqs[id];
     int64_t end = (h.length + PAGE - 1) / PAGE, old_end = (s->length + PAGE - 1) / PAGE;
     for (int32_t g = 0; g < e->n_groups; g++) {
-        int64_t need = end - kv_first_page(&e->groups[g], h.length), have = old_end - s->freed[g];
+        int64_t need = end - kv_first_page(&e->groups[g], h.length), have = kv_own_pages(&e->groups[g], s->pages[g], s->freed[g], old_end);
         if (need > e->groups[g].n_free + have)
             return err_set(err, PYLLM_ERR_FULL, "the saved state needs %lld cache pages, %lld are free", (long long)need,
                            (long long)(e->groups[g].n_free + have));
@@ -108,7 +108,7 @@ int seq_restore(pyllm_engine *e, int32_t id, const void *data, int64_t n, pyllm_
         s->freed[g] = kv_first_page(k, h.length);
         for (int64_t i = 0; i < s->freed[g]; i++) s->pages[g][i] = -1;
         for (int64_t i = s->freed[g]; i < end; i++, p += k->page_bytes) {
-            s->pages[g][i] = k->free_pages[--k->n_free];
+            s->pages[g][i] = kv_new_page(k);
             memcpy(k->pool + (size_t)s->pages[g][i] * k->page_bytes, p, k->page_bytes);
         }
     }

@@ -69,6 +69,9 @@ typedef struct kv_group {
     int32_t n_pages;
     uint8_t *pool;
     int32_t *free_pages, n_free;
+    int32_t *users;             /* [n_pages] sequences that hold the page; 0 and not kept: it is in free_pages */
+    uint8_t *kept;              /* [n_pages] stays when no sequence holds it (pyllm_pages_keep) */
+    int32_t n_idle;             /* pages that are kept and have no user */
 } kv_group;
 
 /* Consecutive batch rows of one sequence, at consecutive positions. */

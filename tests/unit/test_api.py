@@ -410,7 +410,7 @@ def test_saved_sessions(llm: pyllm.LLM, tmp_path: Path) -> None:
         t.chat("Something else.", max_tokens=3)
         t.load(path)
         got = t.chat("What is my name?", temperature=0, max_tokens=12)
-        assert got.tokens == want.tokens and got.usage.cached_tokens == want.usage.cached_tokens > 0
+        assert got.tokens == want.tokens and got.usage.cached_tokens >= want.usage.cached_tokens > 0
         before, data = t.messages, path.read_bytes()
         rng = np.random.default_rng(1)
         places = {0, len(data) - 1, *rng.integers(0, len(data), 60).tolist()}

@@ -1,43 +1,63 @@
-"""The scheduler as a state machine with a fake engine: nothing leaks, nobody starves, and every task gets exactly its tokens in order."""
+"""The scheduler as a state machine with fake places: nothing leaks, nobody starves, and every task gets exactly its tokens in order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllm.scheduler import PAGE, Rows, Scheduler, Task
+from pyllm.prefix_cache import common
+from pyllm.scheduler import PAGE, PATIENCE, Pace, Rows, Scheduler, Task, pages
 
 
 @dataclass
-class FakeEngine:
-    """Sequences that hold token lists in pages of 16 out of a pool; sessions are idle holders that give way on evict()."""
+class FakePlaces:
+    """Sequences that hold token lists in pages of 16 out of a pool. What is released stays as idle pages until room is needed; who begins
+    with the same tokens takes it over."""
 
     pages: int
     seqs: int
-    sessions: int = 0
     held: dict[int, list[int]] = field(default_factory=dict)
+    idle: list[list[int]] = field(default_factory=list)
     next_id: int = 0
+    running: list[Task] = field(default_factory=list)
+    opened: list[Task] = field(default_factory=list)
 
-    def open(self) -> int | None:
-        if len(self.held) + self.sessions >= self.seqs:
-            return None
-        self.next_id += 1
-        self.held[self.next_id] = []
-        return self.next_id
-
-    def close(self, seq: int) -> None:
-        del self.held[seq]
+    def used(self) -> int:
+        return sum(-(-len(t) // PAGE) for t in self.held.values())
 
     def free(self) -> int:
-        return self.pages - self.sessions - sum(-(-len(t) // PAGE) for t in self.held.values())
+        return self.pages - self.used()
 
-    def evict(self) -> bool:
-        if not self.sessions:
+    def _found(self, task: Task) -> tuple[int, list[int]]:
+        return max(((min(common(old, task.tokens), len(task.tokens) - 1) // PAGE * PAGE, old) for old in (*self.idle, *self.held.values())),
+                   default=(0, []), key=lambda found: found[0])
+
+    def cached(self, task: Task) -> tuple[int, int] | None:
+        n, _ = self._found(task)
+        for other in self.running:
+            if other.pending > 1 and min(common(task.tokens, other.tokens), len(task.tokens) - 1) // PAGE * PAGE > max(n + 32, other.done):
+                return None
+        return n, n // PAGE
+
+    def open(self, task: Task) -> bool:
+        assert task.seq is None and task.done == 0
+        if len(self.held) >= self.seqs:
             return False
-        self.sessions -= 1
+        n, old = self._found(task)
+        self.idle = [tokens for tokens in self.idle if tokens is not old]
+        self.next_id += 1
+        self.held[self.next_id] = task.tokens[:n]
+        task.seq, task.done = self.next_id, n
+        self.opened.append(task)
         return True
+
+    def release(self, task: Task) -> None:
+        if task.seq is not None:
+            self.idle.append(self.held.pop(task.seq))
+        task.seq, task.done = None, 0
 
     def step(self, rows: list[Rows]) -> None:
         for r in rows:
@@ -46,6 +66,8 @@ class FakeEngine:
             assert len(tokens) == r.task.done
             tokens += r.task.tokens[r.task.done:r.task.done + r.n]
         assert self.free() >= 0, "more pages than there are"
+        while self.used() + sum(-(-len(t) // PAGE) for t in self.idle) > self.pages:
+            self.idle.pop(0)
 
 
 def following(tokens: list[int]) -> int:
@@ -53,119 +75,224 @@ def following(tokens: list[int]) -> int:
     return hash(tuple(tokens)) % 1000
 
 
-requests = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 150), st.integers(1, 60)), min_size=1, max_size=25)
+def make(n_pages: int, seqs: int, max_rows: int = 64, pace: Pace | None = None) -> tuple[FakePlaces, Scheduler]:
+    places = FakePlaces(n_pages, seqs)
+    scheduler = Scheduler(max_rows, seqs, places, pace)
+    places.running = scheduler.running
+    return places, scheduler
+
+
+def run(places: FakePlaces, scheduler: Scheduler, seconds: float = 0.01) -> list[Rows]:
+    """One step; tasks that have their tokens leave."""
+    rows = scheduler.next_step()
+    assert sum(r.n for r in rows) <= scheduler.max_rows and len({r.task for r in rows}) == len(rows)
+    assert len(scheduler.running) <= scheduler.max_tasks
+    for r in rows:
+        assert r.n > 0 and r.want == (r.n == r.task.pending)
+        assert not any(r.task.done < b < r.task.done + r.n for b in r.task.breaks), "a chunk goes over a break"
+    places.step(rows)
+    scheduler.advance(rows, seconds)
+    for r in rows:
+        if not r.want:
+            continue
+        r.task.tokens.append(following(r.task.tokens))
+        if len(r.task.tokens) == r.task.most:
+            scheduler.remove(r.task)
+            places.release(r.task)
+    return rows
+
+
+requests = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 150), st.integers(1, 60), st.integers(-1, 1), st.sampled_from("abc"),
+                              st.integers(0, 3)), min_size=1, max_size=25)
 
 
 @settings(max_examples=300, deadline=None)
-@given(requests, st.integers(14, 60), st.integers(1, 6), st.integers(0, 4), st.integers(1, 64), st.integers(0, 10_000))
-def test_every_request_ends_with_its_own_tokens(wanted: list[tuple[int, int, int]], pages: int, seqs: int, sessions: int, max_rows: int,
-                                                chaos: int) -> None:
-    """wanted: (step of arrival, prompt tokens, tokens to generate). Each fits the pool alone, as LLM makes sure."""
-    engine = FakeEngine(pages, seqs, min(sessions, seqs, pages - 13))
-    scheduler = Scheduler(max_rows, engine.open, engine.close, engine.free, engine.evict)
-    todo: dict[Task, tuple[list[int], int]] = {}
-    arrivals = sorted((at, [(i * 31 + k) % 1000 for k in range(prompt)], n) for i, (at, prompt, n) in enumerate(wanted))
-    ended: list[tuple[list[int], list[int], int]] = []
+@given(requests, st.integers(14, 60), st.integers(1, 6), st.integers(1, 64), st.integers(0, 10_000), st.booleans())
+def test_every_request_ends_with_its_own_tokens(wanted: list[tuple[int, int, int, int, str, int]], n_pages: int, seqs: int, max_rows: int,
+                                                chaos: int, slow: bool) -> None:
+    """wanted: (step of arrival, prompt tokens, tokens to generate, priority, client, which prompt it shares its beginning with). Each fits
+    the pool alone, as LLM makes sure."""
+    places, scheduler = make(n_pages, seqs, max_rows)
+    todo: dict[Task, list[int]] = {}
+    arrivals = sorted(((at, [(family * 31 + k) % 1000 for k in range(prompt)] + [i], n, priority, client)
+                       for i, (at, prompt, n, priority, client, family) in enumerate(wanted)), key=lambda a: a[0])
+    ended: list[tuple[list[int], Task]] = []
     cancelled = 0
     for clock in range(100_000):
         while arrivals and arrivals[0][0] <= clock:
-            _, prompt, n = arrivals.pop(0)
-            task = Task(list(prompt))
-            if len(todo) % 2 and engine.free() > 0 and (seq := engine.open()) is not None:     # a session's next turn: part is cached
-                task.seq, task.done = seq, min(len(prompt) - 1, PAGE * engine.free())
-                engine.held[seq] += prompt[:task.done]
-            todo[task] = (prompt, n)
+            _, prompt, n, priority, client = arrivals.pop(0)
+            task = Task(list(prompt), len(prompt) + n, priority, client, breaks=set(range(48, 200, 48)) if chaos % 2 else set())
+            todo[task] = prompt
             scheduler.add(task)
         if not todo and not arrivals:
             break
         if todo and (clock * 7919 + chaos) % 97 == 0:       # someone leaves
             task = list(todo)[(clock + chaos) % len(todo)]
             scheduler.remove(task)
-            if task.seq is not None:
-                engine.close(task.seq)
+            places.release(task)
             del todo[task]
             cancelled += 1
-        rows = scheduler.next_step()
+        rows = run(places, scheduler, 0.5 if slow else 0.001)
         assert rows or scheduler.idle, "work to do and no step"
-        assert sum(r.n for r in rows) <= max_rows
-        assert len({r.task for r in rows}) == len(rows)
-        engine.step(rows)
-        scheduler.advance(rows)
-        for r in rows:
-            assert r.want == (r.task.pending == 0)
-            if not r.want:
-                continue
-            prompt, n = todo[r.task]
-            r.task.tokens.append(following(r.task.tokens))
-            if len(r.task.tokens) - len(prompt) == n:
-                scheduler.remove(r.task)
-                assert r.task.seq is not None
-                engine.close(r.task.seq)
-                ended.append((prompt, r.task.tokens, n))
-                del todo[r.task]
+        for task in [t for t in todo if len(t.tokens) == t.most]:
+            ended.append((todo.pop(task), task))
     assert not todo and not arrivals, "a request starves"
-    assert scheduler.idle and not engine.held
+    assert scheduler.idle and not places.held and places.free() == n_pages
     assert len(ended) + cancelled == len(wanted)
-    for prompt, tokens, n in ended:
+    for prompt, task in ended:
         expected = list(prompt)
-        for _ in range(n):
+        while len(expected) < task.most:
             expected.append(following(expected))
-        assert tokens == expected
+        assert task.tokens == expected
 
 
-def test_a_waiting_turn_gives_its_room_to_who_runs() -> None:
-    """The turn holds most of the pool while it waits; the request before it needs those pages."""
-    engine = FakeEngine(pages=8, seqs=2)
-    scheduler = Scheduler(64, engine.open, engine.close, engine.free)
-    request = Task(list(range(100)))
-    scheduler.add(request)
-    first = scheduler.next_step()
-    turn = Task(list(range(60)), seq=engine.open(), done=0)
-    assert turn.seq is not None
-    engine.held[turn.seq], turn.done = list(range(50)), 50
-    scheduler.add(turn)
-    engine.step(first)
-    scheduler.advance(first)
-    rows = scheduler.next_step()
-    assert [r.task for r in rows] == [request] and request.done == 64 and turn.seq is None and turn.done == 0
+@settings(max_examples=50, deadline=None)
+@given(requests, st.integers(14, 30))
+def test_the_same_requests_run_the_same_way(wanted: list[tuple[int, int, int, int, str, int]], n_pages: int) -> None:
+    def history() -> list[list[tuple[int, int]]]:
+        places, scheduler = make(n_pages, 4)
+        number = {}
+        for i, (_, prompt, n, priority, client, family) in enumerate(wanted):
+            task = Task([family * 31 + k for k in range(prompt)], prompt + n, priority, client)
+            number[task] = i
+            scheduler.add(task)
+        steps = []
+        while not scheduler.idle:
+            assert len(steps) < 10_000
+            steps.append([(number[r.task], r.n) for r in run(places, scheduler)])
+        return steps
 
-
-def test_a_waiting_turn_gives_its_sequence_to_who_is_first() -> None:
-    engine = FakeEngine(pages=100, seqs=1)
-    scheduler = Scheduler(64, engine.open, engine.close, engine.free)
-    request, turn = Task([1, 2, 3]), Task([1, 2, 3], seq=engine.open())
-    scheduler.add(request)
-    scheduler.add(turn)
-    assert [r.task for r in scheduler.next_step()] == [request] and turn.seq is None
+    assert history() == history()
 
 
 def test_the_oldest_is_never_preempted() -> None:
     """With room for one, the first request runs to its end before the second gets anything but leftovers."""
-    engine = FakeEngine(pages=4, seqs=4)
-    scheduler = Scheduler(64, engine.open, engine.close, engine.free)
-    first, second = Task(list(range(40))), Task(list(range(40)))
+    places, scheduler = make(4, 4)
+    first, second = Task([*range(40)], 60), Task([*range(1, 41)], 60)
     scheduler.add(first)
     scheduler.add(second)
     for _ in range(20):
-        rows = scheduler.next_step()
-        assert any(r.task is first for r in rows)
-        engine.step(rows)
-        scheduler.advance(rows)
-        for r in rows:
-            if r.want:
-                r.task.tokens.append(1)
-    assert first.done == 40 + 19
+        assert any(r.task is first for r in run(places, scheduler))
+    assert len(first.tokens) == 60
+
+
+def test_a_preempted_task_goes_on_from_what_is_left_of_it() -> None:
+    places, scheduler = make(14, 2)
+    first, second = Task([*range(48)], 200), Task([*range(100, 148)], 210)
+    scheduler.add(first)
+    scheduler.add(second)
+    while places.opened.count(second) < 2:
+        run(places, scheduler)
+    assert first.most == len(first.tokens) and second.done >= PAGE
 
 
 def test_decoding_goes_on_beside_a_long_prompt() -> None:
-    engine = FakeEngine(pages=1000, seqs=4)
-    scheduler = Scheduler(32, engine.open, engine.close, engine.free)
-    chat, book = Task([1]), Task(list(range(1000)))
+    """A prompt's row takes 1 ms, a decoding step 10 ms: chunks of 40 rows make steps of 50 ms, at first of what is known to be short."""
+    places, scheduler = make(1000, 4, 512)
+    chat, book = Task([1], 500), Task([*range(3000)], 3500)
     scheduler.add(chat)
-    scheduler.add(book)
+    run(places, scheduler)
     for _ in range(30):
+        run(places, scheduler, 0.01)
+    scheduler.add(book)
+    seconds = []
+    while book.pending > 1:
         rows = scheduler.next_step()
-        assert [(r.task, r.n) for r in rows] == [(chat, 1), (book, 31)]
-        engine.step(rows)
-        scheduler.advance(rows)
+        assert rows[0].task is chat and rows[0].n == 1
+        seconds.append(0.01 + 0.001 * sum(r.n for r in rows if r.task is book))
+        places.step(rows)
+        scheduler.advance(rows, seconds[-1])
         chat.tokens.append(1)
+    assert max(seconds) <= 0.0501 and len(seconds) <= 2 + 3000 // 40
+
+
+@pytest.mark.parametrize(("stall", "step_s", "expected"), [(None, 0.01, 40), (None, 0.1, 100), (0.2, 0.1, 100), (0.0, 0.01, 16),
+                                                           (1.0, 0.1, 900)])
+def test_pace(stall: float | None, step_s: float, expected: int) -> None:
+    pace = Pace(stall)
+    assert pace.rows() == Pace.SMALLEST
+    for _ in range(100):
+        pace.observe(3, 0, step_s)
+        pace.observe(3, 100, step_s + 0.1)
+    assert abs(pace.rows() - expected) <= 1
+
+
+def test_short_prompts_pass_a_long_one_that_gets_on() -> None:
+    places, scheduler = make(1000, 4, 100)
+    book, note = Task([*range(1000)], 1100), Task([*range(2000, 2060)], 2100)
+    scheduler.add(book)
+    scheduler.add(note)
+    assert [(r.task, r.n) for r in run(places, scheduler)] == [(book, 50), (note, 50)]
+    assert {(r.task, r.n) for r in run(places, scheduler)} == {(book, 90), (note, 10)}
+
+
+def test_priorities() -> None:
+    """A request of a higher priority takes a place; who was there goes on later, and is overtaken no more than PATIENCE times."""
+    places, scheduler = make(1000, 1)
+    low = Task([1, 2, 3], 3 + 40)
+    scheduler.add(low)
+    run(places, scheduler)
+    overtakers = 0
+    while len(low.tokens) < low.most:
+        high = Task([5], 3, priority=1)
+        scheduler.add(high)
+        assert [r.task for r in run(places, scheduler)] == [high] or low.overtaken >= PATIENCE
+        overtakers += 1
+        while len(high.tokens) < high.most and len(low.tokens) < low.most:
+            run(places, scheduler)
+    assert overtakers <= PATIENCE + 1
+
+
+def test_clients_share_evenly() -> None:
+    """One client has filled all places when another one comes: from then on both have half of them, and nobody changes places again."""
+    places, scheduler = make(1000, 8)
+    many = [Task([i], 300, client="many") for i in range(20)]
+    for task in many:
+        scheduler.add(task)
+    for _ in range(10):
+        run(places, scheduler)
+    few = [Task([100 + i], 300, client="few") for i in range(6)]
+    for task in few:
+        scheduler.add(task)
+    for _ in range(100):
+        rows = run(places, scheduler)
+        assert sorted(r.task.client for r in rows) == ["few"] * 4 + ["many"] * 4
+    assert len(places.opened) == 8 + 4      # no back and forth
+
+
+def test_a_client_that_was_away_has_not_saved_up() -> None:
+    places, scheduler = make(1000, 1)
+    for i in range(3):
+        scheduler.add(Task([i], 200, client="a"))
+    for _ in range(300):
+        run(places, scheduler)
+    for i in range(10):
+        scheduler.add(Task([50 + i], 20, client="b"))
+    places.opened.clear()
+    while not scheduler.idle:
+        run(places, scheduler)
+    clients = [t.client for t in places.opened]
+    assert clients[:3].count("a") <= 1 and "a" in clients[:len(clients) - 1]
+
+
+def test_who_shares_a_beginning_waits_for_it() -> None:
+    """Eight requests with the same 320 tokens: these are computed once."""
+    places, scheduler = make(1000, 8, 64)
+    prefix = [*range(320)]
+    tasks = [Task([*prefix, 1000 + i, 2000 + i], 330) for i in range(8)]
+    for task in tasks:
+        scheduler.add(task)
+    computed = 0
+    for _ in range(6):
+        computed += sum(r.n for r in run(places, scheduler))
+    assert computed == 320 + 8 * 2 and all(len(t.tokens) == 323 for t in tasks)
+
+
+def test_growing_tasks_keep_newcomers_out() -> None:
+    """Whoever joins has room for itself and for some of what the others are going to write."""
+    places, scheduler = make(10, 4)
+    for i in range(3):
+        scheduler.add(Task([*range(100 * i, 100 * i + 40)], 100 * i + 500))
+    run(places, scheduler)
+    assert len(scheduler.running) == 1          # 3 pages, and 4 to grow: no 3 + 1 for the next
+    assert pages(scheduler.running[0], 16) == 1

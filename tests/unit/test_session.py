@@ -103,7 +103,7 @@ def test_load_makes_room_for_itself(llm: pyllm.LLM, tmp_path: Path) -> None:
         s.chat("More.", **GREEDY)
         s.load(tmp_path / "talk")
         reply = s.chat("Go on.", **GREEDY)
-        assert (reply.tokens, reply.usage) == (want.tokens, want.usage) and reply.usage.cached_tokens > 0
+        assert reply.tokens == want.tokens and reply.usage.cached_tokens >= want.usage.cached_tokens > 0
     assert [p.name for p in tmp_path.iterdir()] == ["talk"]
 
 
