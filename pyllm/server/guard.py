@@ -7,6 +7,7 @@ send elsewhere without a permission that this server never gives.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -14,6 +15,7 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .failures import Refusal, error_response
+from .limits import Limits
 from .work import Work
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -92,6 +95,30 @@ def _key_of(headers: Headers) -> bytes:
     return headers.get("x-api-key", "").encode("latin-1")
 
 
+class _Body:
+    """A request's body as the application reads it. left: whether some of it was not read."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.left = receive, True
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            self.left = False
+        return message
+
+    async def skip(self, limits: Limits) -> None:
+        """Reads the rest after an answer that did not wait for it: a connection that ends with bytes unread is reset, and the client, which
+        sends everything before it reads, would never see the answer."""
+        async def read() -> None:
+            n = 0
+            while self.left and n <= limits.bodies:
+                n += len((await self.receive()).get("body", b""))
+
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(read(), limits.body_s)
+
+
 class Guard:
     """ASGI middleware with the checks of this module."""
 
@@ -104,17 +131,23 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        body = _Body(receive)
+
         async def safe_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"x-content-type-options", b"nosniff")]}
+            elif not message.get("more_body") and body.left:
+                await send({**message, "more_body": True})
+                await body.skip(self._limits)
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 
         refusal = self.check(scope)
         if refusal is None:
-            await self._app(scope, receive, safe_send)
+            await self._app(scope, body.receive, safe_send)
         else:
             self.work.metrics.answered("refused", refusal.status)
-            await error_response(scope["path"], refusal)(scope, receive, safe_send)
+            await error_response(scope["path"], refusal)(scope, body.receive, safe_send)
 
     def check(self, scope: Scope) -> Refusal | None:
         """Why a request is refused, from its method, path and headers alone."""

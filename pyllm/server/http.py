@@ -22,6 +22,7 @@ from .limits import Limits
 if TYPE_CHECKING:
     from .work import Work
 
+log = logging.getLogger("pyllm.server.http")
 KEEP_ALIVE_S = 60
 MAX_HEADER_BYTES = 32 << 10
 _FULL = (b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
@@ -33,6 +34,10 @@ def connection_class(limits: Limits) -> type[H11Protocol]:
     """uvicorn's protocol of one connection, with limits on what a client may make it wait for."""
 
     class Connection(H11Protocol):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.logger = log           # uvicorn's own would write to stderr of whoever embeds this
+
         def connection_made(self, transport: asyncio.Transport) -> None:    # type: ignore[override]
             super().connection_made(transport)
             self.opened = self.loop.time()
@@ -175,7 +180,6 @@ def run(server: Server, sock: socket.socket, ready: Callable[[], None]) -> None:
         """uvicorn raises the signal again when all is done."""
 
     before = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     try:
         ready()
         server.run([sock])

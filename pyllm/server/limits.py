@@ -94,7 +94,7 @@ def parse(data: bytes, limits: Limits) -> dict[str, Any]:
         if depth > limits.depth:
             raise Refusal(400, f"the body is nested deeper than {limits.depth} levels")
     try:
-        value = json.loads(data, parse_constant=_no_number)
+        value = json.loads(data.decode(), parse_constant=_no_number)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
