@@ -263,6 +263,7 @@ def test_large_bodies_get_their_answer_though_nobody_reads_them(client: Client, 
 
 # ---- slow and vanished clients ----
 
+@pytest.mark.slow
 def test_half_open_connections_do_not_keep_others_out(llm: pyllm.LLM) -> None:
     with llm.serve(0, connections=20, header_s=2, body_s=2, drain_s=0) as server:
         client = Client(server.url)
@@ -290,6 +291,7 @@ def test_half_open_connections_do_not_keep_others_out(llm: pyllm.LLM) -> None:
                     pass
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_loses_its_connection(llm: pyllm.LLM) -> None:
     with llm.serve(0, write_s=1, drain_s=0) as server:
         client = Client(server.url)
