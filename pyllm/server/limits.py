@@ -24,7 +24,7 @@ class Limits:
     bodies: int = 64 << 20          # of all bodies that are being read
     headers: int = 64               # lines; together at most 32 KiB
     depth: int = 64                 # lists and objects within each other
-    values: int = 1 << 18           # elements of all lists and objects of a body
+    values: int = 1 << 18           # commas and opening brackets of a body, which bound its elements
     messages: int = 4096            # of a conversation
     text: int = 1 << 20             # of a text for /tokenize
     n: int = 16                     # choices of one prompt
@@ -78,33 +78,36 @@ class Bodies:
         return Refusal(413, f"the body is larger than {self._limits.body} bytes", code="request_too_large")
 
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.S)       # the end is optional, so that it never has to look twice
-_BRACKET = re.compile(rb"[\[\]{}]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse(data: bytes, limits: Limits) -> dict[str, Any]:
     """A JSON object within the limits; texts are valid Unicode and numbers finite."""
-    structure = _STRING.sub(b"", data)
-    if structure.count(b",") + structure.count(b"[") + structure.count(b"{") > limits.values:
-        raise Refusal(400, f"the body has more than {limits.values} values")
-    depth = 0
-    for bracket in _BRACKET.finditer(structure):
-        depth += 1 if bracket[0] in b"[{" else -1
-        if depth > limits.depth:
-            raise Refusal(400, f"the body is nested deeper than {limits.depth} levels")
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > limits.values:
+        raise Refusal(400, f"the body has more than {limits.values} commas and opening brackets", code="too_many")
     try:
         value = json.loads(data.decode(), parse_constant=_no_number)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
         raise Refusal(400, "the body is not valid Unicode: UTF-8 without lone surrogates is needed") from None
-    except (ValueError, RecursionError) as e:
+    except RecursionError:
+        raise _too_deep(limits) from None
+    except ValueError as e:
         reason = str(e) if isinstance(e, json.JSONDecodeError) else "a number has too many digits"
         raise Refusal(400, f"the body is not valid JSON: {reason}") from None
     if not isinstance(value, dict):
         raise Refusal(400, f"the body is {kind_of(value)}, must be a JSON object")
+    level: list[Any] = [value]
+    for _ in range(limits.depth):
+        level = [v for c in level for v in (c.values() if isinstance(c, dict) else c) if isinstance(v, dict | list)]
+    if level:
+        raise _too_deep(limits)
     return value
+
+
+def _too_deep(limits: Limits) -> Refusal:
+    return Refusal(400, f"the body is nested deeper than {limits.depth} levels")
 
 
 def _no_number(name: str) -> NoReturn:
