@@ -17,8 +17,8 @@ EPILOG = """\
 Editors, agents and libraries take the address that it prints, with /v1 for
 OpenAI's API; a browser finds a chat page there.
 
-Without a key only this machine can ask. With --host 0.0.0.0 others can, too, and
-then a key is required.
+Without a key only this machine can ask. With --host 0.0.0.0 others can, too,
+and then a key is required.
 """
 
 
