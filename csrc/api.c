@@ -213,7 +213,7 @@ int pyllm_sampler_new(int32_t n_vocab, const pyllm_sampling *s, const pyllm_logp
 }
 void pyllm_sampler_free(pyllm_sampler *s) { sampler_free(s); }
 int pyllm_sampler_accept(pyllm_sampler *s, const int32_t *ids, int64_t n, pyllm_error *err) { return sampler_accept(s, ids, n, err); }
-int pyllm_sampler_sample(pyllm_sampler *s, const float *logits, int64_t position, int32_t *id, pyllm_logprob *top, int32_t n_top,
-                         pyllm_error *err) {
-    COMPUTE(int, sampler_sample(s, logits, position, id, top, n_top, err));
+int pyllm_sampler_sample(pyllm_sampler *s, const float *logits, const uint32_t *mask, int64_t position, int32_t *id, pyllm_logprob *top,
+                         int32_t n_top, pyllm_error *err) {
+    COMPUTE(int, sampler_sample(s, logits, mask, position, id, top, n_top, err));
 }

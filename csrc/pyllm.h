@@ -297,8 +297,9 @@ void pyllm_sampler_free(pyllm_sampler *s);
 int pyllm_sampler_accept(pyllm_sampler *s, const int32_t *ids, int64_t n, pyllm_error *err);
 /* Chooses the token for absolute position `position` from logits [n_vocab] (read only) and stores it in *id. n_top > 0: also the
    n_top most likely tokens of the untouched distribution, best first, and in top[n_top] the chosen one: top holds n_top + 1
-   entries (natural logarithms). n_top 0 with top != NULL: only the chosen one. Non-finite logits (NaN or +inf): PYLLM_ERR_ARG. */
-int pyllm_sampler_sample(pyllm_sampler *s, const float *logits, int64_t position, int32_t *id,
+   entries (natural logarithms). n_top 0 with top != NULL: only the chosen one. Non-finite logits (NaN or +inf): PYLLM_ERR_ARG.
+   mask: NULL, or [(n_vocab + 31) / 32] words in which bit i % 32 of word i / 32 is set if token i may be chosen; it comes before every filter. */
+int pyllm_sampler_sample(pyllm_sampler *s, const float *logits, const uint32_t *mask, int64_t position, int32_t *id,
                          pyllm_logprob *top, int32_t n_top, pyllm_error *err);
 
 /* cdef end */

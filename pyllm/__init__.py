@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from .replies import Reply as Reply
     from .replies import Stream as Stream
     from .replies import Timings as Timings
+    from .replies import ToolCall as ToolCall
+    from .replies import ToolDelta as ToolDelta
     from .replies import Usage as Usage
     from .session import Session as Session
     from .tokenizer import Tokenizer as Tokenizer
 
 _HOMES = {
     "llm": ("LLM",),
-    "replies": ("Chunk", "Logprob", "Plan", "Reply", "Stream", "Timings", "Usage"),
+    "replies": ("Chunk", "Logprob", "Plan", "Reply", "Stream", "Timings", "ToolCall", "ToolDelta", "Usage"),
     "session": ("Session",),
     "tokenizer": ("Tokenizer",),
 }

@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from .errors import ArgumentError, Error, UnsupportedTemplate
+from .thinking import marks_of
 
 MAX_SOURCE = 1 << 20  # characters
 MAX_OUTPUT = 8 << 20  # characters
@@ -42,6 +43,7 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos, "eos_token": eos}
         if len(source) > MAX_SOURCE:
             raise UnsupportedTemplate(f"the chat template has {len(source)} characters, the limit is {MAX_SOURCE}\nhint: {OTHER_TEMPLATE}")
+        self.source, self.thinking = source, marks_of(source)      # thinking: marks of reasoning, if answers may begin with any
         self._lock = threading.Lock()  # the environment's step limit is set for every rendering
         self._env = minijinja.Environment(trim_blocks=True, lstrip_blocks=True, debug=False,
                                           auto_escape_callback=lambda name: False, globals={

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from .replies import Chunk, FinishReason, Logprob, Reply, Timings, Usage
+from .replies import Chunk, FinishReason, Logprob, Reply, Timings, ToolDelta, Usage
 from .sampling import Options, Sampler
 from .scheduler import Task
-from .thinking import ReasoningSplitter
 from .tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
+    from .dialogue import Reading
     from .sampling import LogitsProcessor
 
 
@@ -51,7 +51,7 @@ class Generation:
     """Driver side: `accept` per token, `fail`. Consumer side: iteration, `cancel`, `reply`."""
 
     def __init__(self, prompt: list[int], options: Options, tokenizer: Tokenizer, sampler: Sampler, ctx: int,
-                 on_cancel: Callable[[Generation], None], *, splitter: ReasoningSplitter | None,
+                 on_cancel: Callable[[Generation], None], *, reading: Reading,
                  on_end: Callable[[], None] | None = None) -> None:
         limit = ctx - len(prompt)
         self._limit = limit if options.max_tokens is None else min(limit, options.max_tokens)
@@ -61,8 +61,8 @@ class Generation:
         self.released = threading.Event()       # the engine holds nothing of it any more
         self.reply: Reply | None = None
         self._options, self._tokenizer, self._sampler, self._on_cancel, self._on_end = options, tokenizer, sampler, on_cancel, on_end
-        self._decoder, self._stop = StreamDecoder(tokenizer), StopFilter(options.stops)
-        self._splitter = splitter
+        self._decoder, self._stop = StreamDecoder(tokenizer, reading.shown), StopFilter(options.stops)
+        self._splitter, self._constraint, self._tools = reading.splitter, reading.constraint, reading.tools
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[Logprob] = []
@@ -90,7 +90,9 @@ class Generation:
         """Chooses the next token from the logits of the last row, a buffer of n_vocab floats; ends the request where it has to end."""
         if self._options.logits_processor is not None:
             logits = self._processed(self._options.logits_processor, logits)
-        token = self._sampler.sample(logits, len(self.task.tokens))
+        left = self._limit - (len(self.task.tokens) - self.n_prompt)
+        mask = None if self._constraint is None else self._constraint.mask(left)
+        token = self._sampler.sample(logits, len(self.task.tokens), mask)
         self._first = self._first or time.perf_counter()
         self._sampler.accept((token,))
         self.task.tokens.append(token)
@@ -100,8 +102,10 @@ class Generation:
         if self._tokenizer.is_end(token):
             self._finish("stop")
             return
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self._show(self._stop.feed(self._decoder.feed(token)))
-        if self._stop.stopped:
+        if self._stop.stopped or (self._constraint is not None and self._constraint.complete):
             self._finish("stop")
         elif len(self.task.tokens) - self.n_prompt >= self._limit:
             self._finish("length")
@@ -143,8 +147,7 @@ class Generation:
         self.ended = True
         if reason != "cancelled" and not self._stop.stopped:
             self._show(self._stop.feed(self._decoder.finish()) + self._stop.finish())
-        if self._splitter is not None:
-            self._emit(*self._splitter.finish())
+        self._tell(*(("", "") if self._splitter is None else self._splitter.finish()), last=True)
         if self._n_told < len(self._logprobs):
             self._put(Chunk(logprobs=self._untold()))
         now = time.perf_counter()
@@ -156,7 +159,8 @@ class Generation:
             usage=Usage(self.n_prompt, n, self.cached),
             timings=Timings(begun - self.started, prompt_s, predicted_s, (self.n_prompt - self.cached) / prompt_s if prompt_s else 0.0,
                             (n - 1) / predicted_s if n > 1 and predicted_s else 0.0),
-            reasoning="".join(self._reasoning) if self._reasoning else None, logprobs=tuple(self._logprobs))
+            reasoning="".join(self._reasoning) if self._reasoning else None, logprobs=tuple(self._logprobs), schema=self._options.schema,
+            tool_calls=tuple(self._tools.calls) if self._tools is not None else ())
         self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
@@ -165,17 +169,22 @@ class Generation:
             self._on_end()
 
     def _show(self, text: str) -> None:
-        if self._splitter is None:
-            self._emit("", text)
-        elif text:
-            self._emit(*self._splitter.feed(text))
+        if text:
+            self._tell(*(("", text) if self._splitter is None else self._splitter.feed(text)))
 
-    def _emit(self, reasoning: str, text: str) -> None:
-        if reasoning or text:
+    def _tell(self, reasoning: str, text: str, last: bool = False) -> None:
+        """Reasoning and an answer, in which there may be calls of tools, to the consumer."""
+        deltas: tuple[ToolDelta, ...] = ()
+        if self._tools is not None:
+            text, deltas = self._tools.feed(text)
+            if last:
+                rest, more = self._tools.finish()
+                text, deltas = text + rest, deltas + more
+        if reasoning or text or deltas:
             self._text.append(text)
             if reasoning:
                 self._reasoning.append(reasoning)
-            self._put(Chunk(text, reasoning, self._untold()))
+            self._put(Chunk(text, reasoning, self._untold(), deltas))
 
     def _untold(self) -> tuple[Logprob, ...]:
         """Logprobs of the tokens since the chunk before."""

@@ -21,6 +21,7 @@ from . import errors, memory
 from ._core import ffi, lib
 from .build import build
 from .cost import Cost, run_costs
+from .dialogue import Asked, Message, Messages, Readers, ask, render
 from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, PARALLEL, Engine, plan_bytes
 from .generation import Generation
@@ -29,7 +30,6 @@ from .infill import find_marks
 from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
-from .thinking import ReasoningSplitter
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_
 
 LONG_TEXT = 1 << 16     # characters from which on a text is looked at in pieces first
 
-Message = Mapping[str, Any]
-Messages = str | Sequence[Message]
 AdapterSpec = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 
 
@@ -105,6 +103,7 @@ class LLM:
             self._padding = range(self.tokenizer.n_vocab, self._engine.n_vocab)     # rows without a token can't be chosen
         else:
             self._padding = range(0)
+        self._readers = Readers(self.tokenizer, self._engine.n_vocab)
         try:
             self._driver = Driver(self._engine, self.parallel, max_waiting, stall_s)
         except RuntimeError as e:
@@ -254,12 +253,7 @@ class LLM:
 
     def prompt_ids(self, messages: Messages, **template_options: Any) -> list[int]:
         """Token ids of a conversation, ready for the answer."""
-        return self.tokenizer.encode(self._render(messages, template_options), add_special=False)
-
-    def _render(self, messages: Messages, template_options: Mapping[str, Any]) -> str:
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        return self.template.render(messages, **template_options)
+        return self.tokenizer.encode(render(self.template, messages, template_options), add_special=False)
 
     # ---- about the model ----
 
@@ -371,13 +365,8 @@ class LLM:
 
     def _chat(self, messages: Messages, options: Mapping[str, Any], on_end: Callable[[], None] | None = None) -> Generation:
         self._check()
-        template_options = {k: options[k] for k in ("tools", "template_options") if k in options}
-        rest = {k: v for k, v in options.items() if k not in template_options}
-        extra = template_options.pop("template_options", {})
-        if not isinstance(extra, Mapping) or not all(isinstance(k, str) for k in extra) or extra.keys() & {"messages", "tools"}:
-            raise errors.ArgumentError(f"template_options is {reprlib.repr(extra)}, must map a template's own names to values")
-        ids = self._encode(self._render(messages, {**template_options, **extra}), add_special=False)
-        return self._submit(ids, Options.make(rest), chat=True, on_end=on_end)
+        text, asked = ask(self.template, messages, options)
+        return self._submit(self._encode(text, add_special=False), asked, on_end=on_end)
 
     def _complete(self, prompt: str | Sequence[int], options: Mapping[str, Any], on_end: Callable[[], None] | None = None) -> Generation:
         self._check()
@@ -386,7 +375,7 @@ class LLM:
             ids = self._infill_ids(prompt, suffix)
         else:
             ids = self._encode(prompt) if isinstance(prompt, str) else self._ids(prompt)
-        return self._submit(ids, Options.make(_without(options, "suffix")), chat=False, on_end=on_end)
+        return self._submit(ids, Asked(Options.make(_without(options, "suffix"))), on_end=on_end)
 
     def _infill_ids(self, before: Any, after: Any) -> list[int]:
         if not isinstance(before, str) or not isinstance(after, str):
@@ -413,9 +402,10 @@ class LLM:
             if n > self.ctx + self.ctx // 4 + LONG_TEXT // 256:
                 raise errors.ContextOverflow(max(n, n * len(text) // (at + LONG_TEXT)), self.ctx)
 
-    def _submit(self, ids: list[int], options: Options, *, chat: bool, on_end: Callable[[], None] | None = None) -> Generation:
+    def _submit(self, ids: list[int], asked: Asked, on_end: Callable[[], None] | None = None) -> Generation:
         """Starts a request."""
         self._check()
+        options = asked.options
         if not ids:
             raise errors.ArgumentError("the prompt is empty\nhint: give at least one token")
         if len(ids) > self.ctx:
@@ -424,8 +414,8 @@ class LLM:
             bias = dict.fromkeys(self._padding, float("-inf")) | dict(options.logit_bias or {})
             options = Options(**{**options.__dict__, "logit_bias": bias})
         sampler = Sampler(options, self.tokenizer, self._engine.n_vocab)
-        g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel,
-                       splitter=ReasoningSplitter(self.tokenizer.decode(ids[-8:], special=True)) if chat else None, on_end=on_end)
+        reading = self._readers.reading(ids, asked)
+        g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel, reading=reading, on_end=on_end)
         if len(ids) == self.ctx:
             g.finish_full()
         else:

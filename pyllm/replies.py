@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import errors
 
@@ -53,6 +54,32 @@ class Logprob:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the model asks to be called. arguments: by name; text: the same as JSON, as the model wrote it; id: what the message
+    with the result names."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    text: str
+
+    def to_openai(self) -> dict[str, Any]:
+        """As OpenAI's API writes it."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.text}}
+
+
+@dataclass(frozen=True)
+class ToolDelta:
+    """A piece of a call in a stream. The first one of call `index` has id and name, the others go on with the JSON of its arguments. A call
+    that is broken off, or whose JSON has a mistake, is not among the reply's tool_calls in the end."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of a streamed reply. reasoning is text inside the model's thinking marks; logprobs, if asked for, are those of the tokens
     since the piece before, which may show no text."""
@@ -60,6 +87,7 @@ class Chunk:
     text: str = ""
     reasoning: str = ""
     logprobs: tuple[Logprob, ...] = field(default=(), repr=False)
+    tool_calls: tuple[ToolDelta, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -76,6 +104,25 @@ class Reply:
     timings: Timings
     reasoning: str | None = None
     logprobs: tuple[Logprob, ...] = field(default=(), repr=False)
+    schema: Any = field(default=None, repr=False, compare=False)
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The reply as a message of the conversation."""
+        return {"role": "assistant", "content": self.text, **({"reasoning_content": self.reasoning} if self.reasoning else {}),
+                **({"tool_calls": [c.to_openai() for c in self.tool_calls]} if self.tool_calls else {})}
+
+    @cached_property
+    def parsed(self) -> Any:
+        """The value of a reply that was asked for with a schema: in the type that was given as the schema, else as JSON has it. None
+        without a schema and for a reply that was cut off. Raises ValueError where a type's own rules, which no schema expresses, refuse
+        it."""
+        if self.schema is None or self.finish_reason != "stop":
+            return None
+        from .schemas import parse
+
+        return parse(self.schema, self.text)
 
     def __str__(self) -> str:
         return self.text

@@ -31,6 +31,7 @@ class Options:
     max_tokens: None = to the end of the context. stop: strings that end the reply, over token borders. logprobs: number of alternatives a
     token (None: no logprobs). order: the chain's filters as letters (pyllm.h); empty = "edskypmxt". Names and defaults as in llama.cpp.
     priority: requests of a higher one go first. client: who asks; the engine is shared evenly between clients.
+    schema (a JSON schema or a type), grammar (Lark or GBNF) or regex: the form that the reply must have (docs/structured.md).
     """
 
     max_tokens: int | None = None
@@ -60,6 +61,9 @@ class Options:
     choice: int = 0
     priority: int = 0
     client: str = ""
+    schema: Any = None
+    grammar: str | None = None
+    regex: str | None = None
 
     @classmethod
     def make(cls, options: Mapping[str, Any]) -> Options:
@@ -147,10 +151,12 @@ class Sampler:
     def accept(self, ids: Sequence[int]) -> None:
         check(lib.pyllm_sampler_accept(self._sampler, ffi.new("int32_t[]", ids), len(ids), self._err), self._err)
 
-    def sample(self, logits: Any, position: int) -> int:
-        """The token for absolute position `position`; NonFiniteLogits if logits, a buffer of n_vocab floats, hold a NaN or +inf."""
-        rc = lib.pyllm_sampler_sample(self._sampler, ffi.from_buffer("float *", logits), position, self._id, self._top, self._n_top or 0,
-                                      self._err)
+    def sample(self, logits: Any, position: int, mask: bytes | None = None) -> int:
+        """The token for absolute position `position`; NonFiniteLogits if logits, a buffer of n_vocab floats, hold a NaN or +inf. mask: a
+        bit for every token (in whole 32-bit words), set where it may be chosen."""
+        allowed = ffi.NULL if mask is None else ffi.from_buffer("uint32_t *", mask)
+        rc = lib.pyllm_sampler_sample(self._sampler, ffi.from_buffer("float *", logits), allowed, position, self._id, self._top,
+                                      self._n_top or 0, self._err)
         if rc == lib.PYLLM_ERR_ARG:
             raise errors.NonFiniteLogits(ffi.string(self._err.message).decode(errors="replace"))
         check(rc, self._err)

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from .dialogue import ask
 from .gguf import file_path
 from .replies import Reply, Stream
-from .sampling import Options
 
 if TYPE_CHECKING:
     from .generation import Generation
@@ -58,8 +58,8 @@ class Session:
 
     def _run(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> SessionStream:
         self._llm._check()
-        ids = self._llm.prompt_ids(messages)
-        g = self._llm._submit(ids, Options.make(options), chat=True)
+        text, asked = ask(self._llm.template, messages, options)
+        g = self._llm._submit(self._llm.tokenize(text, add_special=False), asked)
         stream = SessionStream(self, g, messages)
         self._generation, self._stream = g, weakref.ref(stream)
         return stream
@@ -240,11 +240,13 @@ class SessionStream(Stream):
         self._session._llm._driver.wait(self._generation)
         self._open = False
         reply = self._generation.reply
-        if reply is None or (reply.finish_reason == "cancelled" and not reply.text and not reply.reasoning):
+        if reply is None or (reply.finish_reason == "cancelled" and not reply.text and not reply.reasoning and not reply.tool_calls):
             return
-        answer = {"role": "assistant", "content": reply.text}
+        answer: dict[str, Any] = {"role": "assistant", "content": reply.text}
         if reply.reasoning:
             answer["reasoning"] = reply.reasoning
+        if reply.tool_calls:
+            answer["tool_calls"] = [call.to_openai() for call in reply.tool_calls]
         self._session.messages = [*self._messages, answer]
 
     def __del__(self) -> None:

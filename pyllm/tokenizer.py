@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from typing import Any
 
@@ -98,12 +98,17 @@ class Tokenizer:
         if isinstance(pieces, str) or not isinstance(pieces, Sequence) or not all(isinstance(p, str) for p in pieces):
             raise errors.ArgumentError(f"pieces is {reprlib.repr(pieces)}, must be a list of strings")
         wanted = [p.encode("utf-8", "surrogatepass") for p in pieces]
-        found: list[int] = []
-        for token in range(self.n_vocab):
-            data = self.token_bytes(token)
-            if any(p in data for p in wanted):
-                found.append(token)
-        return found
+        return [token for token, data in enumerate(self.pieces()) if any(p in data for p in wanted)]
+
+    def pieces(self) -> list[bytes]:
+        """`token_bytes` of every token."""
+        n, handle, get, unpack = ffi.new("int64_t *"), self._handle, lib.pyllm_token_bytes, ffi.unpack
+        return [unpack(get(handle, token, 0, n), n[0]) for token in range(self.n_vocab)]
+
+    def ends(self) -> list[int]:
+        """The tokens with which a reply ends."""
+        handle, is_end = self._handle, lib.pyllm_token_is_end
+        return [token for token in range(self.n_vocab) if is_end(handle, token)]
 
     def stream(self) -> StreamDecoder:
         return StreamDecoder(self)
@@ -114,14 +119,14 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids one at a time to text: holds back bytes that do not yet form a character."""
+    """Ids one at a time to text: holds back bytes that do not yet form a character. shown: texts of tokens that have none otherwise."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, shown: Mapping[int, bytes] | None = None) -> None:
+        self._tokenizer, self._shown = tokenizer, shown or {}
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        return self._utf8.decode(self._tokenizer.token_bytes(token))
+        return self._utf8.decode(self._shown.get(token) or self._tokenizer.token_bytes(token))
 
     def finish(self) -> str:
         """What is left: an unfinished character becomes U+FFFD."""

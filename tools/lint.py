@@ -17,11 +17,14 @@ C_LAYERS = ["base", "formats", "kernels", "ops", "engine"]
 C_BESIDE = {"tokenizer": {"base", "formats"}}       # folders outside of the chain, and what they may include
 ISA_FILES = ("csrc/base/cpu.c", "csrc/base/threads.c", "csrc/base/fpenv.c", "csrc/base/math.h", "csrc/kernels/")
 PY_LAYERS = [
-    {"errors", "replies", "thinking", "memory", "stores", "_ffi"},
+    {"bounds", "closing", "errors", "replies", "schemas", "thinking", "memory", "stores", "_ffi"},
     {"_core"},
     {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits", "weights", "prefix_cache"},
+    {"structured", "toolcalls", "toolforms"},
+    {"tools"},
     {"pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
     {"engine", "chat", "catalogue", "describe", "generation", "batch", "infill"},
+    {"dialogue"},
     {"driver", "session"},
     {"llm"},
     {"perplexity", "selftest"},

@@ -496,6 +496,16 @@ static int load(pyllm_sampler *s, const float *logits, pyllm_error *err) {
     return 0;
 }
 
+/* Bans every token whose bit is clear. */
+static void ban_others(pyllm_sampler *s, const uint32_t *mask) {
+    for (int32_t i = 0; i < s->n_vocab; i += 32) {
+        uint32_t word = mask[i / 32];
+        int32_t n = s->n_vocab - i < 32 ? s->n_vocab - i : 32;
+        if (word == UINT32_MAX) continue;
+        for (int32_t j = 0; j < n; j++) s->x[i + j] = word >> j & 1 ? s->x[i + j] : -INF;
+    }
+}
+
 /* The token with the largest logit, ties to the lower id; -1 if every token is banned. */
 static int32_t greedy(const pyllm_sampler *s) {
     float best = largest(s->x, s->n_vocab);
@@ -550,14 +560,15 @@ static void report(pyllm_sampler *s, const float *logits, int32_t id, pyllm_logp
     top[n_top] = (pyllm_logprob){id, (float)((double)logits[id] - zero)};
 }
 
-int sampler_sample(pyllm_sampler *s, const float *logits, int64_t position, int32_t *id,
+int sampler_sample(pyllm_sampler *s, const float *logits, const uint32_t *mask, int64_t position, int32_t *id,
                    pyllm_logprob *top, int32_t n_top, pyllm_error *err) {
     if (n_top < 0 || n_top > s->n_vocab || (n_top && !top))
         return err_set(err, PYLLM_ERR_ARG, "n_top is %d\nhint: 0 to %d, with room for one more", n_top, s->n_vocab);
     TRY(load(s, logits, err));
+    if (mask) ban_others(s, mask);
     if (largest(s->x, s->n_vocab) == -INF)
-        return err_set(err, PYLLM_ERR_ARG, "non-finite logits at every token id: all tokens are banned\nhint: logit_bias or "
-                       "the logits processor leaves nothing to choose");
+        return err_set(err, PYLLM_ERR_ARG, "non-finite logits at every token id: all tokens are banned\nhint: logit_bias, "
+                       "the logits processor or the grammar leaves nothing to choose");
     run_chain(s, position);
     if (s->p.temperature > 0) need_list(s);
     int32_t chosen = s->p.temperature > 0 ? draw(s, position) : greedy(s);

@@ -9,6 +9,6 @@ int sampler_new(int32_t n_vocab, const pyllm_sampling *s, const pyllm_logprob *b
                 const int32_t *breakers, int32_t n_breakers, pyllm_sampler **out, pyllm_error *err);
 void sampler_free(pyllm_sampler *s);
 int sampler_accept(pyllm_sampler *s, const int32_t *ids, int64_t n, pyllm_error *err);
-int sampler_sample(pyllm_sampler *s, const float *logits, int64_t position, int32_t *id,
+int sampler_sample(pyllm_sampler *s, const float *logits, const uint32_t *mask, int64_t position, int32_t *id,
                    pyllm_logprob *top, int32_t n_top, pyllm_error *err);
 #endif

@@ -81,6 +81,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_pack_cache(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message: how the model shall behave")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's own")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--schema", metavar="FILE", help="the answer is JSON that follows the JSON schema in FILE")
+    form.add_argument("--grammar", metavar="FILE", help="the answer follows the grammar (Lark or GBNF) in FILE")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
 
 
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and (args.json or not terminal):
         note("error: there is no prompt\nhint: pyllm run \"Why is the sky blue?\", or pipe a text into it")
         return 2
-    options = {name: getattr(args, name) for name, *_ in SAMPLING.values() if getattr(args, name) is not None}
+    options = {name: getattr(args, name) for name, *_ in SAMPLING.values() if getattr(args, name) is not None} | form(args)
     with load(spec, args) as llm:
         if prompt is None:
             from .chat import Chat
@@ -108,6 +111,25 @@ def run(args: argparse.Namespace) -> int:
             return Chat(llm, options, args.system).run()
         messages = [{"role": "system", "content": args.system}] if args.system else []
         return answer(llm, [*messages, {"role": "user", "content": prompt}], options, args.json)
+
+
+def form(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that --schema and --grammar stand for."""
+    if args.grammar is not None:
+        return {"grammar": read_file(args.grammar)}
+    if args.schema is None:
+        return {}
+    try:
+        return {"schema": json.loads(read_file(args.schema))}
+    except (ValueError, RecursionError) as e:
+        raise errors.ArgumentError(f"{args.schema} is no JSON: {e}") from None
+
+
+def read_file(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise errors.FileError(f"{path}: {getattr(e, 'strerror', None) or e}") from e
 
 
 # ---- which words are what ----
@@ -184,12 +206,7 @@ def load(spec: str | None, args: argparse.Namespace) -> LLM:
     """The model, with a bar while it is fetched and a passing note while it loads."""
     from ..llm import LLM
 
-    template = None
-    if args.chat_template is not None:
-        try:
-            template = Path(args.chat_template).read_text(encoding="utf-8")
-        except (OSError, ValueError) as e:
-            raise errors.FileError(f"{args.chat_template}: {getattr(e, 'strerror', None) or e}") from e
+    template = None if args.chat_template is None else read_file(args.chat_template)
     name = os.path.basename(spec) if spec else "smollm2"
     passing = has_colour(sys.stderr)
     if passing:

@@ -50,7 +50,7 @@ def examples(text: str, language: str = "python") -> list[tuple[str, str | None]
     return [(m[1], m[2]) for m in re.finditer(rf"^```{language}\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", text, re.M | re.S)]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/structured.md"])
 def test_examples_print_what_the_page_says(name: str, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}

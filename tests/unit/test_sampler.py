@@ -62,7 +62,7 @@ class Sampler:
         assert logits.dtype == np.float32 and len(logits) == self.n_vocab
         chosen = ffi.new("int32_t *", -99)
         top = ffi.NULL if n_top is None else ffi.new("pyllm_logprob[]", n_top + 1)
-        self.check(lib.pyllm_sampler_sample(self.handle, ffi.from_buffer("float *", logits), position, chosen, top, n_top or 0,
+        self.check(lib.pyllm_sampler_sample(self.handle, ffi.from_buffer("float *", logits), ffi.NULL, position, chosen, top, n_top or 0,
                                             self.err))
         return chosen[0], [] if n_top is None else [(t.id, t.logprob) for t in top]
 
@@ -464,4 +464,5 @@ def test_n_top_out_of_range_is_refused() -> None:
         s.report(x, 0, 11)
     chosen = ffi.new("int32_t *")
     for n_top in (-1, 3):
-        assert lib.pyllm_sampler_sample(s.handle, ffi.from_buffer("float *", x), 0, chosen, ffi.NULL, n_top, s.err) == lib.PYLLM_ERR_ARG
+        assert lib.pyllm_sampler_sample(s.handle, ffi.from_buffer("float *", x), ffi.NULL, 0, chosen, ffi.NULL, n_top,
+                                        s.err) == lib.PYLLM_ERR_ARG
