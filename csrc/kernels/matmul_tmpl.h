@@ -272,16 +272,12 @@ INLINE void columns(tile_fn *const *tiles, const uint8_t *w, size_t group_bytes,
                                     int64_t ldy) { \
         columns(type##_tiles, w, group_bytes, n_groups, k, a, step, lda, m, y, ldy); \
     }
-#define MATMUL_FORMAT(type, tile, ...) \
-    static const format type##_format = {__VA_ARGS__}; \
-    MATMUL_(type, CALL_##tile, sizeof(act_unit))
+#define MATMUL_ONE_BY_ONE(type, tile) MATMUL_(type, CALL_##tile, sizeof(act_unit))
 #ifdef PAIRS
 #include "matmul_pairs_tmpl.h"
-#define MATMUL(type, tile, ...) \
-    static const format type##_format = {__VA_ARGS__}; \
-    MATMUL_PAIRS(type, tile)
+#define MATMUL MATMUL_PAIRS
 #else
-#define MATMUL(type, tile, ...) MATMUL_FORMAT(type, tile, __VA_ARGS__)
+#define MATMUL MATMUL_ONE_BY_ONE
 #endif
 #define CALL_32(type, M) tile32(&type##_format, w, k, a, m, M, y, ldy)
 #define CALL_TQ1_0(type, M) tile_tq1_0(&type##_format, w, k, a, m, M, y, ldy)
@@ -289,7 +285,7 @@ INLINE void columns(tile_fn *const *tiles, const uint8_t *w, size_t group_bytes,
 
 MATMUL(q4_0, 32) MATMUL(q4_1, 32) MATMUL(q5_0, 32) MATMUL(q5_1, 32) MATMUL(q8_0, 32) MATMUL(iq4_nl, 32)
 MATMUL(mxfp4, 32) MATMUL(nvfp4, 32) MATMUL(q1_0, 32) MATMUL(q2_0, 32) MATMUL(q2_k, 256) MATMUL(q3_k, 256)
-MATMUL(q4_k, 256) MATMUL(q5_k, 256) MATMUL(q6_k, 256) MATMUL(iq4_xs, 256) MATMUL(tq1_0, TQ1_0) MATMUL(tq2_0, 256)
+MATMUL(q4_k, 256) MATMUL(q5_k, 256) MATMUL(q6_k, 256) MATMUL(iq4_xs, 256) MATMUL_ONE_BY_ONE(tq1_0, TQ1_0) MATMUL(tq2_0, 256)
 
 #include "matmul_codebook_tmpl.h"
 
