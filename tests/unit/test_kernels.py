@@ -120,7 +120,8 @@ def test_other_seeds() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cpu", "levels"), [("haswell", "avx2"), ("neon", "neon"), ("dotprod", "neon dotprod"), ("i8mm", "neon dotprod i8mm")])
+@pytest.mark.parametrize(("cpu", "levels"), [("haswell", "avx2"), ("neon", "neon"), ("dotprod", "neon dotprod"),
+                                             ("i8mm", "neon dotprod i8mm")])
 def test_emulated(cpu: str, levels: str) -> None:
     for tool in ("qemu-x86_64", "qemu-aarch64", "aarch64-linux-gnu-gcc"):
         assert shutil.which(tool), f"{tool} is missing; apt install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
