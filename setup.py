@@ -39,6 +39,8 @@ LEVELS = {
     "amx": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni",
                        "-mprefer-vector-width=512", "-mamx-tile", "-mamx-int8"]),
     "neon": ("aarch64", []),
+    "dotprod": ("aarch64", ["-march=armv8.2-a+dotprod"]),
+    "i8mm": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"]),
 }
 # What a level asks of the assembler: gcc may know the flag and call an assembler (before binutils 2.36) that does not know the instruction.
 PROBES = {"avxvnni": '__asm__("{vex} vpdpbusd %ymm0, %ymm0, %ymm0");\n'}

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Cross-builds pyllm for aarch64 and runs its tests in an aarch64 Python under qemu-user, as an ARM Cortex-A53.
-#   tools/arm64_test.sh [arguments of pytest]       default: the bit-identity test of the tiny models
+# Cross-builds pyllm for aarch64 and runs its tests in an aarch64 Python under qemu-user.
+#   tools/arm64_test.sh [--cpu cortex-a53 | neoverse-n1 | max,sve=off] [arguments of pytest]
+# The CPUs have the levels up to neon (the default), dotprod and i8mm. Without arguments: the levels, and the tiny models bit for bit.
 # Needs Debian, gcc-aarch64-linux-gnu, qemu-user, and for $PYTHON (default .venv/bin/python) the packages of a build: setuptools, cffi.
 # The aarch64 Python (Debian's, unpacked, not installed) and its wheels are kept in build/arm64; remove that folder to fetch them again.
 # Tests that start a child Python cannot run here: the kernel does not know aarch64 programs.
@@ -37,11 +38,19 @@ for wheel in glob.glob(sys.argv[1] + "/*.whl"): zipfile.ZipFile(wheel).extractal
     mv "$home/site.new" "$home/site"
 }
 
+cpu=cortex-a53
+[ "${1:-}" = --cpu ] && { cpu=$2; shift 2; }
+case $cpu in
+    cortex-a53) levels="ref neon" ;;
+    neoverse-n1) levels="ref neon dotprod" ;;
+    max,sve=off) levels="ref neon dotprod i8mm" ;;
+    *) echo "arm64_test: which levels has $cpu? hint: cortex-a53, neoverse-n1 or max,sve=off" >&2; exit 2 ;;
+esac
 [ -d "$home/root" ] || fetch_python
 [ -d "$home/site" ] || fetch_wheels
 CC=aarch64-linux-gnu-gcc "$python" setup.py -q build --build-base "$home/build" --build-lib "$home/lib"
-[ $# -gt 0 ] || set -- tests/unit/test_bit_identity.py -k tiny
+[ $# -gt 0 ] || set -- tests/unit/test_kernels.py tests/unit/test_bit_identity.py -k "tiny or what_the_cpu_has or own_kernels"
 # OPENBLAS_CORETYPE may name a CPU of this machine; PYTHONSAFEPATH: the checkout's pyllm has no library for ARM.
 unset OPENBLAS_CORETYPE
-PYTHONSAFEPATH=1 PYTHONPATH="$home/lib:$home/site" exec qemu-aarch64 -L "$home/root" -cpu cortex-a53 \
+PYTHONSAFEPATH=1 PYTHONPATH="$home/lib:$home/site" PYLLM_TEST_LEVELS=$levels exec qemu-aarch64 -L "$home/root" -cpu $cpu \
     "$home"/root/usr/bin/python3.[0-9]* -m pytest -p no:cacheprovider "$@"

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds tests/kernels/kernel_*.c with the kernels and runs it: on this machine, as a Haswell (AVX2 only) and as an ARM Cortex-A53. evex: on this
-# machine, which needs AVX512-VNNI, with level avxvnni in AVX-512's encoding of the same instructions (csrc/kernels/x86/simd_avxvnni.h).
-#   tools/kernel_test.sh [native] [evex] [haswell] [aarch64] [-- arguments of the test]       default: all but evex
+# Builds tests/kernels/kernel_*.c with the kernels and runs it: on this machine, as a Haswell (AVX2 only), and one ARM program as the CPUs that have
+# the levels neon (Cortex-A53), dotprod (Neoverse-N1) and i8mm (QEMU's max without SVE) and those below. evex: on this machine, which needs AVX512-VNNI,
+# with level avxvnni in AVX-512's encoding of the same instructions (csrc/kernels/x86/simd_avxvnni.h).
+#   tools/kernel_test.sh [native] [evex] [haswell] [neon] [dotprod] [i8mm] [-- arguments of the test]       default: all but evex
 # CC is the native compiler. Exit status: 0 passed, 1 failed, 2 something is not installed.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,6 +13,8 @@ flags="-std=gnu11 -O3 -g -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno
 avx2="-mavx2 -mfma -mf16c"
 avxvnni="$avx2 -mavxvnni"
 avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
+dotprod=-march=armv8.2-a+dotprod
+i8mm=$dotprod+i8mm
 
 need() {        # command, Debian package
     command -v "$1" >/dev/null || { echo "kernel_test: $1 is not installed; hint: apt install $2" >&2; exit 2; }
@@ -30,7 +33,9 @@ build() {       # compiler, target architecture, name
             x86_64:*_avx512vnni.c) extra=$avx512vnni ;;
             x86_64:*_amx.c) extra="$avx512vnni -mamx-tile -mamx-int8" ;;
             aarch64:*_neon.c) extra= ;;
-            *_avx2.c | *_avxvnni.c | *_avx512vnni.c | *_amx.c | *_neon.c) continue ;;
+            aarch64:*_dotprod.c) extra=$dotprod ;;
+            aarch64:*_i8mm.c) extra=$i8mm ;;
+            *_avx2.c | *_avxvnni.c | *_avx512vnni.c | *_amx.c | *_neon.c | *_dotprod.c | *_i8mm.c) continue ;;
             *) extra= ;;
         esac
         echo "$1 $flags $define $extra -c $src -o $dir/$3/$(echo "$src" | tr / _).o"
@@ -64,7 +69,7 @@ same_results() {
 what= sums=
 while [ $# -gt 0 ] && [ "$1" != -- ]; do what="$what $1"; shift; done
 [ $# -gt 0 ] && shift
-for w in ${what:-native haswell aarch64}; do
+for w in ${what:-native haswell neon dotprod i8mm}; do
     echo "== $w"
     case $w in
         native)
@@ -82,11 +87,16 @@ for w in ${what:-native haswell aarch64}; do
             # QEMU 7.2 reads 16 bytes for the 4 of a scalar vfmadd: reads across a page border are left to the native run.
             run "ref avx2" qemu-x86_64 -cpu Haswell "$dir/native/kernel_test" --repeat 1 --gap 64 "$@"
             same_results ;;
-        aarch64)
+        neon | dotprod | i8mm)
             need aarch64-linux-gnu-gcc "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
             need qemu-aarch64 qemu-user
-            build aarch64-linux-gnu-gcc aarch64 aarch64
-            run "ref neon" qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu cortex-a53 "$dir/aarch64/kernel_test" --repeat 1 "$@"
+            [ -d "$dir/aarch64" ] || build aarch64-linux-gnu-gcc aarch64 aarch64
+            case $w in
+                neon) cpu=cortex-a53 levels="ref neon" ;;
+                dotprod) cpu=neoverse-n1 levels="ref neon dotprod" ;;
+                i8mm) cpu=max,sve=off levels="ref neon dotprod i8mm" ;;
+            esac
+            run "$levels" qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu $cpu "$dir/aarch64/kernel_test" --repeat 1 "$@"
             same_results ;;
         *) echo "kernel_test: unknown run '$w'" >&2; exit 2 ;;
     esac

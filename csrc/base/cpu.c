@@ -43,6 +43,30 @@ static int has_amx(void) {
 }
 #endif
 
+#if defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+static int has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }      /* HWCAP_ASIMDDP */
+static int has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; }        /* HWCAP2_I8MM */
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+static int feature(const char *name) {
+    int on = 0;
+    size_t size = sizeof on;
+    return !sysctlbyname(name, &on, &size, NULL, 0) && on;
+}
+static int has_dotprod(void) { return feature("hw.optional.arm.FEAT_DotProd"); }
+static int has_i8mm(void) { return feature("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(_WIN32)
+#include <windows.h>
+static int has_dotprod(void) { return IsProcessorFeaturePresent(43); }      /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+static int has_i8mm(void) { return IsProcessorFeaturePresent(66); }         /* PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE */
+#else
+static int has_dotprod(void) { return 0; }
+static int has_i8mm(void) { return 0; }
+#endif
+#endif
+
 int cpu_has(const char *level) {
     if (!strcmp(level, "ref")) return 1;
 #if defined(__x86_64__)
@@ -54,6 +78,8 @@ int cpu_has(const char *level) {
     if (!strcmp(level, "amx")) return avx2 && has_avx512vnni() && has_amx();
 #elif defined(__aarch64__)
     if (!strcmp(level, "neon")) return 1;       /* part of the base architecture */
+    if (!strcmp(level, "dotprod")) return has_dotprod();
+    if (!strcmp(level, "i8mm")) return has_dotprod() && has_i8mm();
 #endif
     return 0;
 }

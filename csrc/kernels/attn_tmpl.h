@@ -1,10 +1,11 @@
-/* KV pages and attention for one level: include a simd_*.h first. docs/numerics.md fixes the order of operations.
+/* KV pages and attention for one level: include a simd_*.h first. docs/numerics.md fixes the order of operations. With ONLY_Q8_0, for a level that differs
+ * from the one below in integer dot products alone, just the kernels that have some.
  *
  * A chunk's scores for all queries go to the scratch first, [query][256]; then maximum, exponentials and sum a query; then the values. Queries are
  * taken QT at a time so that each key and value is loaded and widened once for QT of them. */
 #include "../formats/formats.h"
+#include "dots.h"
 #include "init.h"
-#include "lanes.h"
 
 #include <string.h>
 
@@ -44,6 +45,7 @@ static void quantize_queries(const attn_args *a, const work *w) {
 
 /* ---- storing ------------------------------------------------------------------------------------------------------------------ */
 
+#ifndef ONLY_Q8_0
 static void NAME(kv_store_k_f32)(const float *x, int dim, uint8_t *page, int slot) {
     for (int i = 0; i < dim; i++) ((float *)page)[i * PAGE + slot] = x[i];
 }
@@ -62,6 +64,7 @@ static void NAME(kv_store_v_f16)(const float *x, int dim, uint8_t *page, int slo
         EACH vf_store_f16((uint16_t *)page + slot * dim + i + i_ * ROWS, v.v[i_]);
     }
 }
+#endif
 static void NAME(kv_store_k_q8_0)(const float *x, int dim, uint8_t *page, int slot) {
     int8_t q[32];
     int16_t sum16[2];
@@ -141,8 +144,7 @@ INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, int page
                 for (int j = 0; j < 8; j++) key[j] = vi_signed(vi_load(k + PAGE * 2 + j * 64 + i_ * ROWS * 4));
                 for (int i = 0; i < n; i++) {
                     const int8_t *q = w->q + (int64_t)(s0 + i) * a->dim + 32 * b;
-                    vi dot = vi_set1(signed_start(w->qsum[(s0 + i) * blocks + b]));
-                    for (int j = 0; j < 8; j++) dot = dot_s(dot, key[j], q + 4 * j);
+                    vi dot = dots(vi_set1(signed_start(w->qsum[(s0 + i) * blocks + b])), key, q, 8, 1, 1);
                     acc[i].v[i_] = vf_fma(vf_from_vi(dot), vf_mul(d, vf_set1(w->qd[(s0 + i) * blocks + b])), acc[i].v[i_]);
                 }
             }
@@ -298,25 +300,41 @@ INLINE void tile(int type, const attn_args *a, const work *w, int s0, int n) {
                                                    tile_##type##_5, tile_##type##_6, tile_##type##_7, tile_##type##_8};
 #endif
 typedef void attn_tile_fn(const attn_args *a, const work *w, int s0);
-TILES_OF(F32)
-TILES_OF(F16)
 TILES_OF(Q8_0)
 
-INLINE void attn_chunk(int type, const attn_args *a) {
-    attn_tile_fn *const *tiles = type == KV_F32 ? tiles_F32 : type == KV_F16 ? tiles_F16 : tiles_Q8_0;
-    work w = carve(a);
+INLINE void attn_chunk(attn_tile_fn *const *tiles, const attn_args *a, const work *w) {
     int n = a->rows * a->group;
-    if (type == KV_Q8_0) quantize_queries(a, &w);
     for (int s = 0, left = (n + QT - 1) / QT; left; left--) {       /* tiles as equal as can be */
         int size = (n - s + left - 1) / left;
-        tiles[size - 1](a, &w, s);
+        tiles[size - 1](a, w, s);
         s += size;
     }
 }
 
-static void NAME(attn_chunk_f32)(const attn_args *a) { attn_chunk(KV_F32, a); }
-static void NAME(attn_chunk_f16)(const attn_args *a) { attn_chunk(KV_F16, a); }
-static void NAME(attn_chunk_q8_0)(const attn_args *a) { attn_chunk(KV_Q8_0, a); }
+static void NAME(attn_chunk_q8_0)(const attn_args *a) {
+    work w = carve(a);
+    quantize_queries(a, &w);
+    attn_chunk(tiles_Q8_0, a, &w);
+}
+
+#define SET_KV(TYPE, type) \
+    KERNEL_LEVEL(k, kv_store_k[KV_##TYPE], "kv_store_k_" #type, kv_store_k_##type); \
+    KERNEL_LEVEL(k, kv_store_v[KV_##TYPE], "kv_store_v_" #type, kv_store_v_##type); \
+    KERNEL_LEVEL(k, attn_chunk[KV_##TYPE], "attn_chunk_" #type, attn_chunk_##type);
+
+#ifdef ONLY_Q8_0
+void NAME(init_attn)(kernels *k) { SET_KV(Q8_0, q8_0) }
+#else
+TILES_OF(F32)
+TILES_OF(F16)
+static void NAME(attn_chunk_f32)(const attn_args *a) {
+    work w = carve(a);
+    attn_chunk(tiles_F32, a, &w);
+}
+static void NAME(attn_chunk_f16)(const attn_args *a) {
+    work w = carve(a);
+    attn_chunk(tiles_F16, a, &w);
+}
 
 static void NAME(attn_merge)(float *m0, float *l0, float *o0, float m1, float l1, const float *o1, int dim) {
     float m = max32(*m0, m1), a = exp32(*m0 - m), b = exp32(m1 - m);
@@ -331,10 +349,6 @@ static void NAME(attn_finish)(const float *o, float l, float *y, int dim) {
     for (int i = 0; i < dim; i += 16) fx_store(y + i, fx_mul(fx_load(o + i), inv));
 }
 
-#define SET_KV(TYPE, type) \
-    KERNEL_LEVEL(k, kv_store_k[KV_##TYPE], "kv_store_k_" #type, kv_store_k_##type); \
-    KERNEL_LEVEL(k, kv_store_v[KV_##TYPE], "kv_store_v_" #type, kv_store_v_##type); \
-    KERNEL_LEVEL(k, attn_chunk[KV_##TYPE], "attn_chunk_" #type, attn_chunk_##type);
 void NAME(init_attn)(kernels *k) {
     SET_KV(F32, f32)
     SET_KV(F16, f16)
@@ -342,3 +356,4 @@ void NAME(init_attn)(kernels *k) {
     KERNEL_LEVEL(k, attn_merge, "attn_merge", attn_merge);
     KERNEL_LEVEL(k, attn_finish, "attn_finish", attn_finish);
 }
+#endif

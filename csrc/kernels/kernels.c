@@ -7,26 +7,34 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FAMILIES(level) {#level, {init_matmul_##level, init_vec_##level, init_attn_##level, init_quantize_##level}}
+#define ALL_FAMILIES(level) {#level, {init_matmul_##level, init_attn_##level, init_vec_##level, init_quantize_##level}}
+/* Levels that add integer dot products to the one below; the rest is inherited. */
+#define DOT_FAMILIES(level) {#level, {init_matmul_##level, init_attn_##level}}
 static const struct level {
     const char *name;
     kernels_init *init[4];
 } levels[] = {
-    FAMILIES(ref),
+    ALL_FAMILIES(ref),
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVX2)
-    FAMILIES(avx2),
+    ALL_FAMILIES(avx2),
 #endif
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVXVNNI)
-    FAMILIES(avxvnni),
+    DOT_FAMILIES(avxvnni),
 #endif
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVX512VNNI)
-    FAMILIES(avx512vnni),
+    ALL_FAMILIES(avx512vnni),
 #endif
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVX512VNNI) && !defined(PYLLM_NO_AMX)
     {"amx", {init_matmul_amx}},        /* the rest is that of avx512vnni */
 #endif
 #if defined(__aarch64__)
-    FAMILIES(neon),
+    ALL_FAMILIES(neon),
+#endif
+#if defined(__aarch64__) && !defined(PYLLM_NO_DOTPROD)
+    DOT_FAMILIES(dotprod),
+#endif
+#if defined(__aarch64__) && !defined(PYLLM_NO_I8MM)
+    {"i8mm", {init_matmul_i8mm}},
 #endif
 };
 enum { LEVELS = sizeof levels / sizeof *levels };

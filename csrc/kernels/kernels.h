@@ -130,7 +130,7 @@ typedef struct kernels {
     int n_names;
 } kernels;
 
-/* The table of a level ("ref", "avx2", "avxvnni", "avx512vnni", "amx", "neon"), built on first use and constant after. NULL level: PYLLM_CPU, else the best that
+/* The table of a level ("ref", "avx2", "avxvnni", "avx512vnni", "amx"; "neon", "dotprod", "i8mm"), built on first use and constant after. NULL level: PYLLM_CPU, else the best that
    this CPU has. NULL result: no such level here. Thread-safe. */
 const kernels *kernels_get(const char *level);
 const char *kernels_levels(void);               /* "ref avx2 ...", best last */

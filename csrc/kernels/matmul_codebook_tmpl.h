@@ -184,6 +184,17 @@ INLINE void points_iq1_m(const uint8_t *p, const side *s, int64_t sub, vi *q) {
 
 /* ---- the tile ---------------------------------------------------------------------------------------------------------------- */
 
+/* 32 values of sub-block sub with their signs, through vi_signed or with the format's zero point. */
+INLINE void codebook_values(const codebook *book, const uint8_t *p, const side *s, int64_t sub, vi *q) {
+    book->points(p, s, sub, q);
+    for (int g = 0; g < 4 && book->has_signs; g++) {
+        q[2 * g] = vi_negate(q[2 * g], word(s, 8 * g + sub));
+        q[2 * g + 1] = vi_negate(q[2 * g + 1], s->high_signs + 8 * (8 * g + sub));
+    }
+}
+
+INLINE vf codebook_scale(const format *f, const uint8_t *sp) { return vf_mul(vf_f16(sp + 2 * GROUP * f->d_at), vf_set1(f->factor)); }
+
 INLINE void tile_codebook(const format *f, const codebook *book, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
     for (int h = 0; h < GROUP / ROWS; h++) {
         vf sum[COLS];
@@ -200,21 +211,47 @@ INLINE void tile_codebook(const format *f, const codebook *book, const uint8_t *
             for (int64_t sub = 0; sub < 8; sub++) {
                 __asm__("" : "+r"(sub));        /* a rolled loop, as in tile256 */
                 vi q[8];
-                book->points(p, &s, sub, q);
-                for (int g = 0; g < 4 && book->has_signs; g++) {
-                    q[2 * g] = vi_negate(q[2 * g], word(&s, 8 * g + sub));
-                    q[2 * g + 1] = vi_negate(q[2 * g + 1], s.high_signs + 8 * (8 * g + sub));
-                }
+                codebook_values(book, p, &s, sub, q);
 #pragma GCC unroll 8
                 for (int c = 0; c < M; c++) isum[c] = vi_add(isum[c], scaled_dots(f, q, &a[c], sub, s.sc));
             }
-            vf d = vf_mul(vf_f16(sp + 2 * GROUP * f->d_at), vf_set1(f->factor));
+            vf d = codebook_scale(f, sp);
             for (int c = 0; c < M; c++) sum[c] = vf_fma(vf_from_vi(isum[c]), vf_mul(d, vf_set1(a[c].d[0])), sum[c]);
         }
         a -= k / 256 * m;
         for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
     }
 }
+
+#ifdef PAIRS
+INLINE void pair_tile_codebook(const format *f, const codebook *book, const uint8_t *w, int64_t k, const act_pair *a, int P, int m, int more, float *y, int64_t ldy) {
+    for (int h = 0; h < NV; h++, y += ROWS) {
+        vf sum[PANEL / 2][2];
+        side s;
+        int half = h * ROWS / 2;
+        load_columns(sum, P, m, more, y, ldy);
+        const uint8_t *p = w + h * ROWS * 4, *base = w + 64 * f->dwords, *sp = base + 8 * f->words + h * ROWS * 2;
+        const act_pair *u = a;
+        for (int64_t b = 0; b < k / 256; b++, p += f->bytes, base += f->bytes, sp += f->bytes, u += P) {
+            vi isum[PANEL / 2][2], zipped[16][2];
+            if (!h) prefetch(p, (size_t)f->bytes, 1);
+            s.words = base + half;
+            book->prepare(p, base, half, sp, &s);
+            zip_scales(s.sc, 256 / f->sub, zipped);
+            for (int c = 0; c < 2 * P; c++) isum[c / 2][c % 2] = vi_set1(0);
+            for (int64_t sub = 0; sub < 8; sub++) {
+                __asm__("" : "+r"(sub));        /* a rolled loop, as in tile256 */
+                vi q[8];
+                codebook_values(book, p, &s, sub, q);
+                add_products(f, q, u, P, sub, zipped, isum);
+            }
+            add_pair_blocks(f, u, P, codebook_scale(f, sp), vf_set1(0), NULL, isum, sum);
+        }
+        store_columns(sum, P, m, y, ldy);
+    }
+}
+#define PAIR_CALL_BOOK(type, P) pair_tile_codebook(&type##_format, &type##_book, w, k, a, P, m, more, y, ldy)
+#endif
 
 #define CALL_BOOK(type, M) tile_codebook(&type##_format, &type##_book, w, k, a, m, M, y, ldy)
 #define CODEBOOK(type, prepare_, points_, signs_, ...) \

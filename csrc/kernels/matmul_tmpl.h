@@ -5,45 +5,66 @@
 #include "unpack_tmpl.h"
 
 INLINE vi dot32(const format *f, const vi *q, const int8_t *a, int from, int to, int32_t start) {
-    vi acc = vi_set1(start);
-    int run = f->run < to - from ? f->run : to - from;
-    for (int j = from; j < to; j += run) acc = f->is_signed ? dots_s(acc, q + j, a + 4 * j, run) : dots_u(acc, q + j, a + 4 * j, run);
-    return acc;
+    return dots(vi_set1(start), q + from, a + 4 * from, to - from, f->run, f->is_signed);
 }
 
 INLINE int32_t start_of(const format *f, int32_t sum) { return f->is_signed ? signed_start(sum) : -f->zero * sum; }
 
+/* The registers of rows in a tile of M columns: what the sums leave room for. More of them share the loads of activations and give a chain of additions
+   something to wait for. Levels with few lanes define it; with E rows of a group, a group is read from memory in GROUP / (E * ROWS) passes. */
+#ifndef ROW_REGS
+#define ROW_REGS(M) 1
+#endif
+
+INLINE void store_sums(vf sum[NV][COLS], int E, int M, float *y, int64_t ldy) {
+    for (int e = 0; e < E; e++)
+        for (int c = 0; c < M; c++) vf_store(y + c * ldy + e * ROWS, sum[e][c]);
+}
+INLINE void zero_sums(vf sum[NV][COLS], int E, int M) {
+    for (int e = 0; e < E; e++)
+        for (int c = 0; c < M; c++) sum[e][c] = vf_set1(0);
+}
+
 INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
+    const int E = ROW_REGS(M);
     int parts = f->parts ? f->parts : 1;
-    for (int h = 0; h < GROUP / ROWS; h++) {
-        vf sum[COLS];
-        for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
+    for (int h = 0; h < NV; h += E) {
+        vf sum[NV][COLS], d[NV], min[NV];
+        zero_sums(sum, E, M);
         const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * f->scale_bytes;
         for (int64_t b = 0; b < k / 32; b += parts, p += f->bytes, sp += f->bytes) {
             const act_unit *u = a + b / 8 * m;
             if (!h) prefetch(p, (size_t)f->bytes, 0);
-            vf d = f->each16 ? vf_set1(0) : f->scale(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
-            for (int part = 0; part < parts; part++) {
-                int i = (int)(b % 8) + part;
-                vi q[8];
-                f->load(p, part, 0, q);
-                vf d0 = d, d1 = d;
-                if (f->each16) d0 = f->scale(sp + 2 * part * GROUP), d1 = f->scale(sp + (2 * part + 1) * GROUP);
-#pragma GCC unroll 8
-                for (int c = 0; c < M; c++) {
-                    const int8_t *x = u[c].q + 32 * i;
-                    vf da = vf_set1(u[c].d[i]);
-                    if (f->each16) {
-                        vi lo = dot32(f, q, x, 0, 4, start_of(f, u[c].sum16[2 * i])), hi = dot32(f, q, x, 4, 8, start_of(f, u[c].sum16[2 * i + 1]));
-                        sum[c] = vf_fma(vf_from_vi(hi), vf_mul(d1, da), vf_fma(vf_from_vi(lo), vf_mul(d0, da), sum[c]));
-                        continue;
-                    }
-                    sum[c] = vf_fma(vf_from_vi(dot32(f, q, x, 0, 8, start_of(f, u[c].sum32[i]))), vf_mul(d, da), sum[c]);
-                    if (f->has_min) sum[c] = vf_fma(vf_set1((float)u[c].sum32[i]), vf_mul(min, da), sum[c]);
-                }
+            for (int e = 0; e < E && !f->each16; e++) {
+                d[e] = f->scale(sp + e * ROWS * f->scale_bytes);
+                if (f->has_min) min[e] = vf_f16(sp + 2 * GROUP + 2 * e * ROWS);
             }
+            for (int part = 0; part < parts; part++)
+#pragma GCC unroll 4
+                for (int e = 0; e < E; e++) {
+                    int i = (int)(b % 8) + part;
+                    vi q[8];
+                    vf d0, d1;
+                    f->load(p + 4 * e * ROWS, part, 0, q);
+                    if (f->each16) {
+                        const uint8_t *at = sp + e * ROWS * f->scale_bytes + 2 * part * GROUP;
+                        d0 = f->scale(at), d1 = f->scale(at + GROUP);
+                    }
+#pragma GCC unroll 8
+                    for (int c = 0; c < M; c++) {
+                        const int8_t *x = u[c].q + 32 * i;
+                        vf da = vf_set1(u[c].d[i]), *z = &sum[e][c];
+                        if (f->each16) {
+                            vi lo = dot32(f, q, x, 0, 4, start_of(f, u[c].sum16[2 * i])), hi = dot32(f, q, x, 4, 8, start_of(f, u[c].sum16[2 * i + 1]));
+                            *z = vf_fma(vf_from_vi(hi), vf_mul(d1, da), vf_fma(vf_from_vi(lo), vf_mul(d0, da), *z));
+                            continue;
+                        }
+                        *z = vf_fma(vf_from_vi(dot32(f, q, x, 0, 8, start_of(f, u[c].sum32[i]))), vf_mul(d[e], da), *z);
+                        if (f->has_min) *z = vf_fma(vf_set1((float)u[c].sum32[i]), vf_mul(min[e], da), *z);
+                    }
+                }
         }
-        for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
+        store_sums(sum, E, M, y + h * ROWS, ldy);
     }
 }
 
@@ -56,42 +77,52 @@ INLINE vi scaled_dots(const format *f, const vi *q, const act_unit *x, int64_t s
     return vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1]));
 }
 
+/* What a super-block adds to a row's sum: its products, and less its minima times the activations' sums. */
+INLINE vf add_block(const format *f, vf sum, vi isum, const act_unit *a, vf d, vf min, const vi *mn) {
+    vf da = vf_set1(a->d[0]);
+    sum = vf_fma(vf_from_vi(isum), vf_mul(d, da), sum);
+    if (!f->has_min) return sum;
+    vi msum = dots_pairs(vi_set1(0), mn, f->sub == 32 ? a->sum32 : a->sum16, 128 / f->sub);
+    return vf_fnma(vf_from_vi(msum), vf_mul(min, da), sum);
+}
+
 INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit *a, int m, int M, float *y, int64_t ldy) {
-    for (int h = 0; h < GROUP / ROWS; h++) {
-        vf sum[COLS];
-        for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
+    const int E = ROW_REGS(M);
+    for (int h = 0; h < NV; h += E) {
+        vf sum[NV][COLS];
+        zero_sums(sum, E, M);
         const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * 2;
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, sp += f->bytes, a += m) {
-            vi sc[16], mn[8], isum[COLS];
+            vi sc[NV][16], mn[NV][8], isum[NV][COLS];
             if (!h && !f->near) prefetch(p, (size_t)f->bytes, 1);
-            if (f->scales) f->scales(p, sp, sc, mn);
-            for (int c = 0; c < M; c++) isum[c] = vi_set1(0);
+            for (int e = 0; e < E; e++) {
+                if (f->scales) f->scales(p + 4 * e * ROWS, sp + 2 * e * ROWS, sc[e], mn[e]);
+                for (int c = 0; c < M; c++) isum[e][c] = vi_set1(0);
+            }
             int subs = f->sub == 32 && f->scales ? 2 : 4;
             for (int64_t part = 0; part < 8 / subs; part++) {
                 __asm__("" : "+r"(part));       /* a rolled loop: unrolled whole, the unpacking of all parts would be hoisted and spilled */
                 for (int i = 0; i < subs; i++) {
                     int64_t s = part * subs + i;
-                    vi q[8];
                     if (!h && f->near) prefetch(p + s * (f->bytes / 8), (size_t)f->bytes / 8, 0);
-                    f->load(p, part, i, q);
+#pragma GCC unroll 4
+                    for (int e = 0; e < E; e++) {
+                        vi q[8];
+                        f->load(p + 4 * e * ROWS, part, i, q);
 #pragma GCC unroll 8
-                    for (int c = 0; c < M; c++)
-                        isum[c] = vi_add(isum[c], f->scales ? scaled_dots(f, q, &a[c], s, sc)
-                                                            : dot32(f, q, a[c].q + 32 * s, 0, 8, start_of(f, a[c].sum32[s])));
+                        for (int c = 0; c < M; c++)
+                            isum[e][c] = vi_add(isum[e][c], f->scales ? scaled_dots(f, q, &a[c], s, sc[e])
+                                                                      : dot32(f, q, a[c].q + 32 * s, 0, 8, start_of(f, a[c].sum32[s])));
+                    }
                 }
             }
-            vf d = vf_f16(sp), min = f->has_min ? vf_f16(sp + 2 * GROUP) : d;
-            for (int c = 0; c < M; c++) {
-                vf da = vf_set1(a[c].d[0]);
-                sum[c] = vf_fma(vf_from_vi(isum[c]), vf_mul(d, da), sum[c]);
-                if (!f->has_min) continue;
-                vi msum = vi_set1(0);
-                for (int i = 0; i < 128 / f->sub; i++) msum = dot_pairs(msum, mn[i], (f->sub == 32 ? a[c].sum32 : a[c].sum16) + 2 * i);
-                sum[c] = vf_fnma(vf_from_vi(msum), vf_mul(min, da), sum[c]);
+            for (int e = 0; e < E; e++) {
+                vf d = vf_f16(sp + 2 * e * ROWS), min = f->has_min ? vf_f16(sp + 2 * GROUP + 2 * e * ROWS) : d;
+                for (int c = 0; c < M; c++) sum[e][c] = add_block(f, sum[e][c], isum[e][c], &a[c], d, min, mn[e]);
             }
         }
         a -= k / 256 * m;
-        for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
+        store_sums(sum, E, M, y + h * ROWS, ldy);
     }
 }
 
@@ -188,16 +219,20 @@ INLINE vf load_float(int kind, const uint8_t *w, int64_t i) {
     return kind == KIND_F32 ? vf_load((const float *)w + i) : kind == KIND_F16 ? vf_f16(w + 2 * i) : vf_bf16(w + 2 * i);
 }
 INLINE void tile_float(int kind, const uint8_t *w, int64_t k, const float *a, int64_t lda, int M, float *y, int64_t ldy) {
-    for (int h = 0; h < GROUP / ROWS; h++) {
-        vf sum[COLS];
-        for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
+    const int E = ROW_REGS(M);
+    for (int h = 0; h < NV; h += E) {
+        vf sum[NV][COLS];
+        zero_sums(sum, E, M);
         for (int64_t i = 0; i < k; i++) {
             if (!h && !(i & 15)) prefetch(w + i * GROUP * (kind == KIND_F32 ? 4 : 2), GROUP * 16 * (kind == KIND_F32 ? 4 : 2), 0);
-            vf v = load_float(kind, w, i * GROUP + h * ROWS);
+#pragma GCC unroll 4
+            for (int e = 0; e < E; e++) {
+                vf v = load_float(kind, w, i * GROUP + (h + e) * ROWS);
 #pragma GCC unroll 8
-            for (int c = 0; c < M; c++) sum[c] = vf_fma1(v, a + c * lda + i, sum[c]);
+                for (int c = 0; c < M; c++) sum[e][c] = vf_fma1(v, a + c * lda + i, sum[e][c]);
+            }
         }
-        for (int c = 0; c < M; c++) vf_store(y + c * ldy + h * ROWS, sum[c]);
+        store_sums(sum, E, M, y + h * ROWS, ldy);
     }
 }
 
@@ -237,14 +272,20 @@ INLINE void columns(tile_fn *const *tiles, const uint8_t *w, size_t group_bytes,
                                     int64_t ldy) { \
         columns(type##_tiles, w, group_bytes, n_groups, k, a, step, lda, m, y, ldy); \
     }
-#define MATMUL(type, tile) MATMUL_(type, CALL_##tile, sizeof(act_unit))
+#define MATMUL_ONE_BY_ONE(type, tile) MATMUL_(type, CALL_##tile, sizeof(act_unit))
+#ifdef PAIRS
+#include "matmul_pairs_tmpl.h"
+#define MATMUL MATMUL_PAIRS
+#else
+#define MATMUL MATMUL_ONE_BY_ONE
+#endif
 #define CALL_32(type, M) tile32(&type##_format, w, k, a, m, M, y, ldy)
 #define CALL_TQ1_0(type, M) tile_tq1_0(&type##_format, w, k, a, m, M, y, ldy)
 #define CALL_256(type, M) tile256(&type##_format, w, k, a, m, M, y, ldy)
 
 MATMUL(q4_0, 32) MATMUL(q4_1, 32) MATMUL(q5_0, 32) MATMUL(q5_1, 32) MATMUL(q8_0, 32) MATMUL(iq4_nl, 32)
 MATMUL(mxfp4, 32) MATMUL(nvfp4, 32) MATMUL(q1_0, 32) MATMUL(q2_0, 32) MATMUL(q2_k, 256) MATMUL(q3_k, 256)
-MATMUL(q4_k, 256) MATMUL(q5_k, 256) MATMUL(q6_k, 256) MATMUL(iq4_xs, 256) MATMUL(tq1_0, TQ1_0) MATMUL(tq2_0, 256)
+MATMUL(q4_k, 256) MATMUL(q5_k, 256) MATMUL(q6_k, 256) MATMUL(iq4_xs, 256) MATMUL_ONE_BY_ONE(tq1_0, TQ1_0) MATMUL(tq2_0, 256)
 
 #include "matmul_codebook_tmpl.h"
 

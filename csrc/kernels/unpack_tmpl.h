@@ -4,8 +4,8 @@
  * sub-scales. */
 #include "../base/math.h"
 #include "../formats/decode.h"
+#include "dots.h"
 #include "init.h"
-#include "lanes.h"
 
 #include <string.h>
 
@@ -20,7 +20,7 @@ INLINE void prefetch(const uint8_t *p, size_t bytes, int far) {
 
 /* Vector i of a half: file dword i of ROWS rows. */
 INLINE vi dwords(const uint8_t *p, int i) { return vi_load(p + 64 * i); }
-INLINE vi nibbles(vi v, int high) { return vi_and(high ? vi_shr(v, 4) : v, vi_set1(0x0f0f0f0f)); }
+INLINE vi nibbles(vi v, int high) { return high ? vi_high4(v) : vi_and(v, vi_set1(0x0f0f0f0f)); }
 
 /* p: the block's dwords. Blocks of 32 and smaller ones in one file block: the 32 values number part. Super-blocks: see there. */
 typedef void load_fn(const uint8_t *p, int64_t part, int i, vi *q);
@@ -134,13 +134,13 @@ INLINE void load_q3_k(const uint8_t *p, int64_t part, int i, vi *q) {
 
 INLINE vi byte_of(vi v, int i) { return vi_and(vi_shr(v, 8 * i), vi_set1(255)); }
 
-/* 6-bit scales and minima of Q4_K and Q5_K: sc[8] int32; mn[4] pairs of int16. */
+/* 6-bit scales and minima of Q4_K and Q5_K: sc[8] int32; mn[4] for dots_pairs. */
 INLINE void scales_k4(const uint8_t *p, int first, vi *sc, vi *mn) {
     vi a = dwords(p, first), b = dwords(p, first + 1), c = dwords(p, first + 2), six = vi_set1(0x3f3f3f3f), low = vi_set1(0x0f0f0f0f), top = vi_set1(0x30303030);
     vi s[2] = {vi_and(a, six), vi_or(vi_and(c, low), vi_and(vi_shr(a, 2), top))};
     vi m[2] = {vi_and(b, six), vi_or(vi_and(vi_shr(c, 4), low), vi_and(vi_shr(b, 2), top))};
     for (int i = 0; i < 8; i++) sc[i] = byte_of(s[i / 4], i % 4);
-    for (int i = 0; i < 4; i++) mn[i] = vi_or(byte_of(m[i / 2], i % 2 * 2), vi_shl(byte_of(m[i / 2], i % 2 * 2 + 1), 16));
+    for (int i = 0; i < 4; i++) mn[i] = vi_pairs(m[i / 2], i % 2);
 }
 INLINE void scales_q4_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) { (void)sp; scales_k4(p, 32, sc, mn); }
 INLINE void scales_q5_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) { (void)sp; scales_k4(p, 40, sc, mn); }
@@ -151,10 +151,7 @@ INLINE void scales_q6_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) {
 INLINE void scales_q2_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) {
     (void)sp;
     for (int i = 0; i < 16; i++) sc[i] = vi_and(byte_of(dwords(p, 16 + i / 4), i % 4), vi_set1(15));
-    for (int i = 0; i < 8; i++) {
-        vi v = dwords(p, 16 + i / 2);
-        mn[i] = vi_or(vi_shr(byte_of(v, i % 2 * 2), 4), vi_shl(vi_shr(byte_of(v, i % 2 * 2 + 1), 4), 16));
-    }
+    for (int i = 0; i < 8; i++) mn[i] = vi_pairs(nibbles(dwords(p, 16 + i / 2), 1), i % 2);
 }
 INLINE void scales_q3_k(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn) {
     (void)sp, (void)mn;

@@ -36,6 +36,11 @@ static inline int32_t vi_sum_lanes(vi a) {
 static inline vi vi_shl(vi a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
 static inline vi vi_shr(vi a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 static inline vi vi_sra(vi a, int n) { return _mm256_sra_epi32(a, _mm_cvtsi32_si128(n)); }
+/* The high nibbles of all bytes. */
+static inline vi vi_high4(vi a) { return vi_and(vi_shr(a, 4), vi_set1(0x0f0f0f0f)); }
+/* Unsigned bytes 2*half and 2*half + 1 of every lane as what dots_pairs takes: a lane's two int16. */
+static inline vi vi_pairs(vi a, int half) { return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_add_epi8(_mm_setr_epi8(
+    0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13, -128), _mm_set1_epi16((short)(2 * half))))); }
 static inline vi vi_lookup(vi index, const int8_t *table) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), index);
 }

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #define LEVEL avx512vnni
+enum { RUN = 1 };
 #define WIDE_DOT                        /* dot_u is exact for all unsigned bytes */
 enum { ROWS = 16 };                     /* lanes of a register */
 #define COLS 8                          /* activation rows of a register tile, 4 or 8 */
@@ -30,19 +31,23 @@ static inline int32_t vi_sum_lanes(vi a) { return _mm512_reduce_add_epi32(a); }
 static inline vi vi_shl(vi a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
 static inline vi vi_shr(vi a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 static inline vi vi_sra(vi a, int n) { return _mm512_sra_epi32(a, _mm_cvtsi32_si128(n)); }
+/* The high nibbles of all bytes. */
+static inline vi vi_high4(vi a) { return vi_and(vi_shr(a, 4), vi_set1(0x0f0f0f0f)); }
+/* Unsigned bytes 2*half and 2*half + 1 of every lane as what dots_pairs takes: a lane's two int16. */
+static inline vi vi_pairs(vi a, int half) { return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(_mm_add_epi8(_mm_setr_epi8(
+    0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13, -128), _mm_set1_epi16((short)(2 * half))))); }
 /* Bytes 0..15 -> table values. */
 static inline vi vi_lookup(vi index, const int8_t *table) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
 }
 
-/* acc += dot of 4 bytes a lane with the 4 signed bytes at a. dot_u: unsigned bytes. dot_s: signed bytes that went through vi_signed, with the
+/* acc += dot of 4 bytes a lane with the 4 signed bytes at a. dot_u: unsigned bytes. dots_s: signed bytes that went through vi_signed, with the
    accumulator started at signed_start(sum of all a): vpdpbusd wants unsigned, so the bytes carry an offset of 128. */
 static inline vi dot_u(vi acc, vi w, const int8_t *a) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int32_t *)a));
     return acc;
 }
 static inline vi vi_signed(vi w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
-static inline vi dot_s(vi acc, vi w, const int8_t *a) { return dot_u(acc, w, a); }
 /* The same of n vectors. */
 static inline vi dots_u(vi acc, const vi *w, const int8_t *a, int n) {
     for (int i = 0; i < n; i++) acc = dot_u(acc, w[i], a + 4 * i);
@@ -53,6 +58,11 @@ static inline int32_t signed_start(int32_t sum) { return -128 * sum; }
 /* acc += dot of 2 int16 a lane with the 2 at a. */
 static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {
     __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int32_t *)a));
+    return acc;
+}
+/* acc += n vectors of pairs, of vi_pairs, times the 2n int16 at a. */
+static inline vi dots_pairs(vi acc, const vi *w, const int16_t *a, int n) {
+    for (int i = 0; i < n; i++) acc = dot_pairs(acc, w[i], a + 2 * i);
     return acc;
 }
 

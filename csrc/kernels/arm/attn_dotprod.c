@@ -1,0 +1,4 @@
+#include "simd_dotprod.h"
+
+#define ONLY_Q8_0
+#include "../attn_tmpl.h"

@@ -1,0 +1,3 @@
+#include "simd_dotprod.h"
+
+#include "../matmul_tmpl.h"

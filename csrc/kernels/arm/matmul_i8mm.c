@@ -1,0 +1,3 @@
+#include "simd_i8mm.h"
+
+#include "../matmul_tmpl.h"

@@ -1,3 +1,0 @@
-#include "simd_avxvnni.h"
-
-#include "../quantize_tmpl.h"
