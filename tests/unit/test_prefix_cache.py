@@ -103,7 +103,7 @@ operations = st.lists(st.one_of(
     st.tuples(st.just("room"), st.integers(1, 12))), min_size=30, max_size=90)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(operations)
 def test_bits_and_pages(rig: Rig, todo: list[tuple[Any, ...]]) -> None:
     live: list[Live] = []
@@ -274,6 +274,18 @@ def test_a_shared_prefix_is_computed_once(smollm2: Path) -> None:
         assert sorted(r.usage.cached_tokens for r in replies) == [0] + [400] * 15
         cold = [llm.complete(p, client=f"cold {i}", **options) for i, p in enumerate(prompts[:2])]
         assert [r.tokens for r in cold] == [r.tokens for r in replies[:2]] and not any(r.usage.cached_tokens for r in cold)
+
+
+def test_half_of_the_pages(smollm2: Path) -> None:
+    """Sixteen requests with half of the pages that they need: they give way to each other, and every text is the same."""
+    prompts = [[5 + (i * 7919 + k * 104729) % 40000 for k in range(24)] for i in range(16)]
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 56, "logit_bias": {2: float("-inf"), 0: float("-inf")}}
+    replies = []
+    for ctx in (16 * 80, 16 * 40 - 256):           # 16 pages more are there for partial ones
+        with pyllm.LLM(smollm2, ctx=ctx) as llm:
+            replies.append(llm.generate_batch(prompts, chat=False, **options))
+            assert llm._driver.call(lambda llm=llm: llm._engine.free_pages()) == ctx // PAGE + 16
+    assert [r.tokens for r in replies[0]] == [r.tokens for r in replies[1]] and all(len(r.tokens) == 56 for r in replies[1])
 
 
 @pytest.mark.models
