@@ -6,6 +6,7 @@ import hashlib
 import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -15,6 +16,7 @@ from conftest import ROOT
 
 from pyllm import LLM, errors
 from pyllm.cli import main
+from pyllm.engine import Engine
 from pyllm.gguf import GGUF
 from pyllm.perplexity import split
 from pyllm.quantize import Options, Target, quantize, sensitivity
@@ -112,8 +114,9 @@ def test_divergence_is_that_of_the_decoded_weights(model: Path, tmp_path: Path) 
     assert plain.n_bytes < tight.n_bytes
     quantize(plain.path, tmp_path / "decoded.gguf", "F32", allow_requantize=True)
     with LLM(model, ctx=512, kv="f32") as a, LLM(tmp_path / "decoded.gguf", ctx=512, kv="f32") as b:
-        chunk = split(a, TEXT, 512)[0]
-        p, q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (llm.logits(chunk)[32:].astype(np.float64) for llm in (a, b)))
+        chunks = split(a, TEXT, 256)
+        chunk = chunks[len(chunks) // 2]
+        p, q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (llm.logits(chunk)[16:].astype(np.float64) for llm in (a, b)))
     kld = (np.exp(p) * (p - q)).sum(axis=1).mean()
     assert 0.04 < kld <= 0.05 * 1.0001
 
@@ -194,6 +197,37 @@ def test_what_cannot_be_measured(model: Path, tmp_path: Path) -> None:
         quantize(model, tmp_path / "out.gguf", Options())
     with pytest.raises(errors.ArgumentError, match="there is no target weight"):
         Target("weight", 3, b"", "")
+
+
+def test_a_run_in_two_parts_gives_the_bits_of_a_whole_one(model: Path) -> None:
+    """Cut before any step of the tape, with several batches of a sequence."""
+    def logits(e: Engine, first: int, last: int, before: list[Any], after: list[Any]) -> list[np.ndarray]:
+        seq, found = e.open_seq(), []
+        assert seq is not None
+        for tokens, b, a in zip(batches, before, after, strict=True):
+            with e.part(first, last, b, a):
+                n = e.step([(seq, tokens, min(len(tokens), 20))])
+            found.append(e.logits[:n].copy())
+        e.close_seq(seq)
+        return found
+
+    batches, nothing = [list(range(30)), list(range(40, 60)), [7]], [None] * 3
+    with LLM(model, ctx=64, kv="f32") as llm:
+        def check(e: Engine) -> None:
+            want = logits(e, 0, e.n_steps, nothing, nothing)
+            for step in range(1, e.n_steps):
+                saved = [np.full(e.live(step) * len(b), np.nan, np.float32) for b in batches]
+                logits(e, 0, step, nothing, saved)
+                found = logits(e, step, e.n_steps, saved, nothing)
+                assert all(np.array_equal(a, b) for a, b in zip(found, want, strict=True)), step
+            with e.part(0, e.n_steps, None, None):
+                pass
+            for first, last in ((1, e.n_steps), (0, 1), (2, 2), (-1, 2), (0, e.n_steps + 1)):
+                with pytest.raises(errors.ArgumentError, match="are no part of a tape"), e.part(first, last, None, None):
+                    pass
+            assert np.array_equal(logits(e, 0, e.n_steps, nothing, nothing)[1], want[1])
+
+        llm.on_engine(check)
 
 
 def test_types_are_measured_where_they_fit() -> None:
