@@ -26,7 +26,6 @@ from .types import row_bytes, type_id, type_name
 
 _ALIGN = 32
 _CTX, _CHUNKS = 512, 16         # tokens of a chunk, and chunks at most, that importance is measured on
-_PROBE_CTX = 256                # tokens that divergences are measured on
 _RUNS = 4                       # of a whole recipe, at most, on the way to a divergence
 _CLOSE = 0.97                   # of the wanted divergence: near enough below it
 # What the engine can be given back after a change: matrices of these types.
@@ -106,7 +105,7 @@ def choose(source: Source, target: Target, tensors: Sequence[str], fixed: Mappin
                                        "hint: start from an F16, BF16 or F32 file, or name a type")
     with ExitStack() as stack:
         importance = stack.enter_context(imatrix_file.read(given)) if given is not None else None
-        key = {"source": source.checksum(), "text": target.checksum, "ctx": _CTX, "chunks": _CHUNKS, "probe": _PROBE_CTX}
+        key = {"source": source.checksum(), "text": target.checksum, "ctx": _CTX, "chunks": _CHUNKS}
         known = stack.enter_context(Measurements(key | {"imatrix": importance.checksum if importance else ""}))
         runs = stack.enter_context(_Runs(source, target, n_threads))
         if importance is None:
@@ -179,8 +178,7 @@ class _Runs:
 
     def probe(self, weights: Importance) -> Probe:
         if self._probe is None:
-            chunks = split(self._llm, self._target.text, _PROBE_CTX)
-            self._probe = Probe(self._llm, self._source, chunks[len(chunks) // 2:][:1], weights)      # not the text's head
+            self._probe = Probe(self._llm, self._source, split(self._llm, self._target.text, _CTX)[:1], weights)
         return self._probe
 
     def __enter__(self) -> _Runs:
