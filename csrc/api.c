@@ -171,6 +171,10 @@ int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine 
 void pyllm_engine_free(pyllm_engine *e) { engine_free(e); }
 void pyllm_engine_profile(pyllm_engine *e, double *seconds) { e->profile = seconds; }
 void pyllm_engine_observe(pyllm_engine *e, double *const *sums) { e->observe = sums; }
+int pyllm_engine_part(pyllm_engine *e, int32_t first, int32_t last, const float *before, float *after, pyllm_error *err) {
+    return engine_part(e, first, last, before, after, err);
+}
+int64_t pyllm_engine_live(const pyllm_engine *e, int32_t step) { return engine_live(e, step); }
 int32_t pyllm_seq_new(pyllm_engine *e, pyllm_error *err) { return seq_new(e, err); }
 void pyllm_seq_free(pyllm_engine *e, int32_t seq) { seq_free(e, seq); }
 int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq) { return seq_length(e, seq); }

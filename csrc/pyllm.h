@@ -250,6 +250,12 @@ void pyllm_engine_profile(pyllm_engine *e, double *seconds);
    pyllm_model_n_steps entries, NULL where nothing is wanted. Doubles, rows in batch order: the sums depend on the batches' order alone. A step that
    fails may have added some. NULL: no longer. */
 void pyllm_engine_observe(pyllm_engine *e, double *const *sums);
+/* From now on a batch runs only the tape's steps [first, last): what the earlier ones would have computed and is still needed comes from
+   `before`, what the later ones will need goes to `after`; both are the caller's, pyllm_engine_live() floats at that place for each row of the
+   batch, and may be one. A batch of the same rows and wants, at the same positions, then gives the bits of a whole run. The KV cache is that of a
+   run of these steps alone: sequences that are run in parts are of no other use. first = 0, last = pyllm_model_n_steps: whole again. */
+int pyllm_engine_part(pyllm_engine *e, int32_t first, int32_t last, const float *before, float *after, pyllm_error *err);
+int64_t pyllm_engine_live(const pyllm_engine *e, int32_t step);     /* floats a row that are needed from this step on and computed before it */
 /* Sets a flag that another thread's running call polls as *cancel. Any thread, any time. */
 void pyllm_cancel_set(volatile int32_t *flag, int32_t value);
 

@@ -54,6 +54,7 @@ class Engine:
             raise
         self._engine = made[0]
         self.n_vocab: int = lib.pyllm_model_n_vocab(self._model)
+        self.n_steps: int = lib.pyllm_model_n_steps(self._model)
         self.weight_bytes: int = lib.pyllm_model_weight_bytes(self._model)
         self._tokens, self._seqs, self._want = (ffi.new(f"{kind}[]", MAX_ROWS) for kind in ("int32_t", "int32_t", "uint8_t"))
         self._logits = _untouched("float[]", self.max_logits * self.n_vocab)
@@ -188,6 +189,25 @@ class Engine:
             yield sums
         finally:
             lib.pyllm_engine_observe(self._engine, ffi.NULL)
+
+    @contextmanager
+    def part(self, first: int, last: int, before: NDArray[np.float32] | None, after: NDArray[np.float32] | None) -> Iterator[None]:
+        """While open, steps run [first, last) of the tape only; before, after: float32 [rows * live(first or last)], None at the tape's
+        ends."""
+        def floats(a: NDArray[np.float32] | None) -> Any:
+            return ffi.NULL if a is None else ffi.from_buffer("float *", a)
+
+        err = new_error()
+        check(lib.pyllm_engine_part(self._engine, first, last, floats(before), floats(after), err), err)
+        try:
+            yield
+        finally:
+            lib.pyllm_engine_part(self._engine, 0, self.n_steps, ffi.NULL, ffi.NULL, err)
+
+    def live(self, step: int) -> int:
+        """Floats a row that are needed from this step of the tape on and computed before it."""
+        n: int = lib.pyllm_engine_live(self._engine, step)
+        return n
 
     def write(self, tensor: str, first: int, rows: NDArray[np.uint8]) -> None:
         """Overwrites rows [first, first + len(rows)) of a matrix in memory; rows: uint8 [n, bytes of a row], in the type that its file

@@ -57,15 +57,19 @@ def products(tape: str, output: bool = False) -> dict[int, list[str]]:
     """The matrices that each step of a tape multiplies its input with: index of the step -> names of tensors. Without output those behind
     `rows` are left out: the matrix that makes the logits."""
     found: dict[int, list[str]] = {}
-    other = ("#", "pyllm-tape", "hparam", "ignore", "table")
-    steps = (line.split(" ") for line in tape.splitlines() if line and not line.startswith(other))
-    for i, (op, _, *words) in enumerate(steps):
+    for i, (op, _, *words) in enumerate(tape_steps(tape)):
         if op == "rows" and not output:
             break
         if op in ("linear", "gated"):
             names = dict(word.split("=", 1) for word in words)["w"].split(",")
             found[i] = list(dict.fromkeys(name.partition("[")[0] for name in names))     # slices of one tensor see one input
     return found
+
+
+def tape_steps(tape: str) -> Iterator[list[str]]:
+    """The words of every step: its operation, its outputs, its parameters."""
+    other = ("#", "pyllm-tape", "hparam", "ignore", "table")
+    return (line.split(" ") for line in tape.splitlines() if line and not line.startswith(other))
 
 
 def compute(llm: LLM, text: str | bytes, dataset: str, ctx: int = 512, chunks: int | None = None, *, output: bool = False) -> Imatrix:
@@ -91,9 +95,7 @@ def _observe(engine: Engine, chunk: Sequence[int], widths: Mapping[int, int], ou
     """The sums of one chunk."""
     size = MAX_LOGITS if output else MAX_ROWS
     engine.cancel(False)
-    seq = engine.open_seq()
-    if seq is None:
-        raise errors.CacheFull("all sequences are in use\nhint: wait for running requests, or close sessions")
+    seq = open_seq(engine)
     try:
         with engine.observe(widths) as sums:
             for at in range(0, len(chunk), size):
@@ -102,6 +104,14 @@ def _observe(engine: Engine, chunk: Sequence[int], widths: Mapping[int, int], ou
         return sums
     finally:
         engine.close_seq(seq)
+
+
+def open_seq(engine: Engine) -> int:
+    """A new sequence; CacheFull if there can be none."""
+    seq = engine.open_seq()
+    if seq is None:
+        raise errors.CacheFull("all sequences are in use\nhint: wait for running requests, or close sessions")
+    return seq
 
 
 def _summary(steps: Mapping[int, list[str]], total: Mapping[int, NDArray[np.float64]], datasets: list[str], n: int, ctx: int) -> Imatrix:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllm import _core, errors
+from pyllm.engine import MAX_LOGITS, Engine
 from pyllm.gguf import dequantize
 from pyllm.llm import LLM
 
+from .imatrix import open_seq, tape_steps
 from .measurements import Measurements
 from .source import Source, TensorSource, n_rows
 from .types import block, type_id
@@ -81,48 +84,100 @@ def quantized(x: Floats, kind: str, weights: Floats | None, n_threads: int) -> F
 # ---- running the model ----
 
 class Probe:
-    """A loaded model, whose matrices can be replaced, and what it says as it is on chunks of a text."""
+    """A loaded model, whose matrices can be replaced, and what it says as it is on chunks of a text.
+
+    A run with some matrices replaced begins at the first step that reads one of them: what is computed before is kept. So matrices are best
+    tried in the order of `place`."""
 
     def __init__(self, llm: LLM, source: Source, chunks: Sequence[Sequence[int]], importance: Importance) -> None:
         """llm: of the source's file."""
         self._llm, self._importance, self._chunks = llm, importance, chunks
         self._tensors = {t.name: t for t in source.tensors}
+        self._places = _places(llm.on_engine(lambda e: e.tape))
+        self._start, self._saved = 0, self._empty()
         self._reference = [_Head(row) for row in self._logits()]
 
-    def _logits(self) -> Iterator[Floats]:
-        """Of every position but the first few, which know nothing of the text yet."""
-        for chunk in self._chunks:
-            for rows in self._llm.logit_blocks(chunk, start=len(chunk) // 16):
-                yield from rows
+    def place(self, name: str) -> int:
+        """The first step of the tape that reads a tensor."""
+        return self._places[name]
 
-    def kld(self) -> float:
-        """Mean divergence from what the model said when it was loaded: over the likeliest tokens of each position and all others together,
-        which is at most the divergence over the vocabulary, and close to it."""
-        return float(np.mean([head.divergence(row) for head, row in zip(self._reference, self._logits(), strict=True)]))
-
-    def kld_of(self, types: Mapping[str, str]) -> float:
-        """The divergence with all these matrices quantized."""
+    def kld(self, types: Mapping[str, str]) -> float:
+        """Mean divergence, with these matrices quantized, from what the model says as it is: over the likeliest tokens of each position and
+        all others together, which is at most the divergence over the vocabulary, and close to it."""
+        self._skip_to(min(map(self.place, types)))
         for name, kind in types.items():
-            self.quantize(name, kind)
-        found = self.kld()
+            self._quantize(name, kind)
+        found = [head.divergence(row) for head, row in zip(self._reference, self._logits(), strict=True)]
         for name in types:
-            self.restore(name)
-        return found
+            self._restore(name)
+        return float(np.mean(found))
 
-    def quantize(self, name: str, kind: str) -> None:
-        """The matrix becomes, in memory, what the type keeps of it."""
+    def _quantize(self, name: str, kind: str) -> None:
         tensor, importance = self._tensors[name], self._importance(name)
         for matrix, begin, end in _slabs(tensor):
             y = quantized(tensor.read(begin, end), kind, None if importance is None else importance[matrix], self._llm.threads)
             self._write(name, begin, _core.quantize(tensor.type_id, y, None, self._llm.threads))
 
-    def restore(self, name: str) -> None:
+    def _restore(self, name: str) -> None:
         tensor = self._tensors[name]
         for _, begin, end in _slabs(tensor):
             self._write(name, begin, tensor.raw(begin, end))
 
     def _write(self, name: str, begin: int, rows: NDArray[np.uint8]) -> None:
         self._llm.on_engine(lambda e: e.write(name, begin, rows))
+
+    def _empty(self) -> list[list[Floats | None]]:
+        """What is kept of a run up to step 0, by chunk and batch: nothing."""
+        return [[None for _ in range(0, len(chunk), MAX_LOGITS)] for chunk in self._chunks]
+
+    def _skip_to(self, step: int) -> None:
+        """Runs will begin with this step."""
+        if step < self._start:
+            self._start, self._saved = 0, self._empty()
+        if step > self._start:
+            width = self._llm.on_engine(lambda e: e.live(step))
+            saved: list[list[Floats | None]] = [[np.empty(width * MAX_LOGITS, np.float32) for _ in old] for old in self._saved]
+            for _ in self._run(step, saved):
+                pass
+            self._start, self._saved = step, saved
+
+    def _logits(self) -> Iterator[Floats]:
+        """Of every position but the first few of a chunk, which know nothing of the text yet."""
+        n = self._llm.on_engine(lambda e: e.n_steps)
+        for at, length, rows in self._run(n, self._empty()):
+            yield from rows[max(length // 16 - at, 0):]
+
+    def _run(self, end: int, saved: list[list[Floats | None]]) -> Iterator[tuple[int, int, Floats]]:
+        """Runs all chunks, in batches, up to step `end`; what is needed later goes to `saved`. Yields (place in the chunk, its length,
+        logits, which are there at the end of the tape)."""
+        for chunk, before, after in zip(self._chunks, self._saved, saved, strict=True):
+            seq = self._llm.on_engine(open_seq)
+            try:
+                for i, (b, a) in enumerate(zip(before, after, strict=True)):
+                    at = i * MAX_LOGITS
+                    step = partial(_run_part, seq, chunk[at:at + MAX_LOGITS], self._start, end, b, a)
+                    yield at, len(chunk), self._llm.on_engine(step)
+            finally:
+                self._llm.on_engine(lambda e, seq=seq: e.close_seq(seq))       # type: ignore[misc]
+
+
+def _run_part(seq: int, tokens: Sequence[int], first: int, last: int, before: Floats | None, after: Floats | None,
+              engine: Engine) -> Floats:
+    engine.cancel(False)
+    with engine.part(first, last, before, after):
+        n = engine.step([(seq, tokens, len(tokens))])
+    logits: Floats = engine.logits[:n].copy()
+    return logits
+
+
+def _places(tape: str) -> dict[str, int]:
+    """The first step that reads each tensor."""
+    found: dict[str, int] = {}
+    for i, words in enumerate(tape_steps(tape)):
+        for value in (word.partition("=")[2] for word in words):
+            for name in value.split(","):
+                found.setdefault(name.partition("[")[0], i)
+    return found
 
 
 def _slabs(tensor: TensorSource) -> Iterator[tuple[int, int, int]]:
@@ -162,17 +217,16 @@ def measure(make_probe: Callable[[], Probe], tensors: Sequence[TensorSource], im
     """Of every tensor; those that are known are not measured again, and if all are, no probe is made. progress(done, all): tensors that
     are measured now."""
     missing = [t for t in tensors if known.get(t.name) is None]
-    for i, tensor in enumerate(missing):
+    if missing:
         probe = make_probe()
+        for i, tensor in enumerate(sorted(missing, key=lambda t: probe.place(t.name))):
+            if progress:
+                progress(i, len(missing))
+            kind = probe_type(tensor.dims[0])
+            kld = probe.kld({tensor.name: kind})
+            known.put(tensor.name, {"probe": kind, "kld": kld, "errors": type_errors(tensor, importance(tensor.name), n_threads)})
         if progress:
-            progress(i, len(missing))
-        kind = probe_type(tensor.dims[0])
-        errors_by_type = type_errors(tensor, importance(tensor.name), n_threads)
-        probe.quantize(tensor.name, kind)
-        known.put(tensor.name, {"probe": kind, "kld": probe.kld(), "errors": errors_by_type})
-        probe.restore(tensor.name)
-    if progress and missing:
-        progress(len(missing), len(missing))
+            progress(len(missing), len(missing))
     found = {t.name: Sensitivity(**known.get(t.name)) for t in tensors}
     if not any(s.kld for s in found.values()):
         raise errors.ArgumentError("no quantization changes what the model says on the calibration text\nhint: a longer text")

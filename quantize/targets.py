@@ -25,9 +25,7 @@ from .source import GGUFSource, Source, n_rows
 from .types import row_bytes, type_id, type_name
 
 _ALIGN = 32
-_CTX = 512                      # tokens of a chunk
-_IMPORTANCE_CHUNKS = 16         # chunks, at most, that importance is measured on
-_PROBE_CHUNKS = 1               # chunks, at most, that the divergences are measured on
+_CTX, _CHUNKS = 512, 16         # tokens of a chunk, and chunks at most, that importance is measured on
 _RUNS = 4                       # of a whole recipe, at most, on the way to a divergence
 _CLOSE = 0.97                   # of the wanted divergence: near enough below it
 # What the engine can be given back after a change: matrices of these types.
@@ -107,7 +105,7 @@ def choose(source: Source, target: Target, tensors: Sequence[str], fixed: Mappin
                                        "hint: start from an F16, BF16 or F32 file, or name a type")
     with ExitStack() as stack:
         importance = stack.enter_context(imatrix_file.read(given)) if given is not None else None
-        key = {"source": source.checksum(), "text": target.checksum, "ctx": _CTX, "chunks": _PROBE_CHUNKS}
+        key = {"source": source.checksum(), "text": target.checksum, "ctx": _CTX, "chunks": _CHUNKS}
         known = stack.enter_context(Measurements(key | {"imatrix": importance.checksum if importance else ""}))
         runs = stack.enter_context(_Runs(source, target, n_threads))
         if importance is None:
@@ -139,7 +137,7 @@ def _below(wanted: float, search: Search, runs: _Runs, weights: Importance, know
         types = search.below(wanted / ratio)
         name = "all " + hashlib.sha256(repr(sorted(types.items())).encode()).hexdigest()[:16]
         if known.get(name) is None:
-            known.put(name, runs.probe(weights).kld_of(types))
+            known.put(name, runs.probe(weights).kld(types))
         kld = known.get(name)
         if kld <= wanted and (best is None or sum(search.size(*t) for t in types.items()) < sum(search.size(*t) for t in best.items())):
             best = types
@@ -170,13 +168,9 @@ class _Runs:
     def _llm(self) -> LLM:
         return self._stack.enter_context(LLM(self._source.files[0], ctx=_CTX, threads=self._threads, kv="f32"))
 
-    @cached_property
-    def _chunks(self) -> list[list[int]]:
-        return split(self._llm, self._target.text, _CTX)
-
     def collect(self, out: Path, progress: Progress | None) -> None:
         """An importance matrix of the text."""
-        n = min(len(self._chunks), _IMPORTANCE_CHUNKS)
+        n = min(len(split(self._llm, self._target.text, _CTX)), _CHUNKS)
         for found in imatrix.estimates(self._llm, self._target.text, self._target.name, _CTX, n, output=True):
             if progress:
                 progress(found.chunk_count, n)
@@ -184,8 +178,7 @@ class _Runs:
 
     def probe(self, weights: Importance) -> Probe:
         if self._probe is None:
-            step = max(len(self._chunks) // _PROBE_CHUNKS, 1)       # spread over the text
-            self._probe = Probe(self._llm, self._source, self._chunks[::step][:_PROBE_CHUNKS], weights)
+            self._probe = Probe(self._llm, self._source, split(self._llm, self._target.text, _CTX)[:1], weights)
         return self._probe
 
     def __enter__(self) -> _Runs:

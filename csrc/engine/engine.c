@@ -140,6 +140,7 @@ int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out,
             rc = err_set(err, PYLLM_ERR_MEMORY, "out of memory or threads for an engine of %lld positions and %d threads\n"
                          "hint: a smaller context (ctx) or a smaller KV type needs less", (long long)p->n_positions, p->n_threads);
     }
+    e->last_step = m->t.n_steps;
     if (rc) engine_free(e);
     else *out = e;
     return rc;
@@ -223,6 +224,38 @@ static void add_squares(const op_ctx *c, const step *s, double *sums) {
         for (int64_t i = 0; i < width; i++) sums[i] += (double)x[i] * x[i];
 }
 
+static int is_alive(const value *v, int32_t step) { return v->first < step && v->last >= step && v->offset != SIZE_MAX; }
+
+int64_t engine_live(const pyllm_engine *e, int32_t step) {
+    int64_t floats = 0;
+    for (int32_t i = 0; i < e->plan.n_values; i++)
+        if (is_alive(&e->plan.values[i], step)) floats += e->plan.values[i].width;
+    return floats;
+}
+
+int engine_part(pyllm_engine *e, int32_t first, int32_t last, const float *before, float *after, pyllm_error *err) {
+    if (first < 0 || first >= last || last > e->m->t.n_steps || (first && !before) || (last < e->m->t.n_steps && !after))
+        return err_set(err, PYLLM_ERR_ARG, "steps %d to %d are no part of a tape of %d, or there is no place for what crosses their ends", first, last,
+                       e->m->t.n_steps);
+    e->first_step = first;
+    e->last_step = last;
+    e->before = first ? before : NULL;
+    e->after = last < e->m->t.n_steps ? after : NULL;
+    return 0;
+}
+
+/* Between the activations and `saved`: the values that are alive at a step, one after the other. */
+static void move_values(const op_ctx *c, int32_t n_values, int32_t step, const float *from, float *to) {
+    size_t at = 0;
+    for (int32_t i = 0; i < n_values; i++) {
+        if (!is_alive(&c->values[i], step)) continue;
+        size_t n = (size_t)value_rows(c, i) * (size_t)c->values[i].width;
+        if (from) memcpy(value_ptr(c, i), from + at, n * sizeof *from);
+        else memcpy(to + at, value_ptr(c, i), n * sizeof *to);
+        at += n;
+    }
+}
+
 int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
                 const volatile int32_t *cancel, pyllm_error *err) {
     pyllm_error local;
@@ -240,7 +273,8 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
                 .activations = e->activations, .logits = logits, .b = &b, .kv_type = e->params.kv_type, .layers = e->layers, .groups = e->groups,
                 .file = e->m->file, .act = {e->act[0], e->act[1]}, .scratch = e->scratch, .scratch_bytes = e->scratch_bytes,
                 .states = e->states, .states_floats = e->states_floats, .err = err};
-    for (int32_t i = 0; i < e->m->t.n_steps && !rc; i++) {
+    if (e->before && !rc) move_values(&c, e->plan.n_values, e->first_step, e->before, NULL);
+    for (int32_t i = e->first_step; i < e->last_step && !rc; i++) {
         const step *s = &e->m->t.steps[i];
         if (!n_logits && e->plan.values[s->out[0]].late) break;
         if (e->observe && e->observe[i] && s->n_in) add_squares(&c, s, e->observe[i]);
@@ -249,6 +283,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
         if (e->profile) e->profile[i] += now_s() - start;
         if (!rc && cancelled(cancel)) rc = PYLLM_ERR_CANCELLED;
     }
+    if (e->after && !rc) move_values(&c, e->plan.n_values, e->last_step, NULL, e->after);
     if (!rc) rc = model_check(e->m, err);
     if (rc == PYLLM_ERR_CANCELLED) err_set(err, rc, "the step was cancelled; its sequences are as before it");
     if (rc) {

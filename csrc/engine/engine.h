@@ -30,6 +30,9 @@ struct pyllm_engine {
     int64_t states_floats;
     double *profile;            /* caller's: seconds of each step of the tape; NULL: not wanted */
     double *const *observe;     /* caller's: sums of squares of each step's input; NULL: not wanted */
+    int32_t first_step, last_step;  /* batches run [first_step, last_step) of the tape */
+    const float *before;        /* caller's: values that are alive at first_step; NULL: first_step is 0 */
+    float *after;               /* caller's: place for those at last_step; NULL: last_step is the tape's end */
     /* one batch */
     int64_t *pos;
     int32_t *logit_rows;
@@ -47,6 +50,8 @@ int seq_truncate(pyllm_engine *e, int32_t s, int64_t n, pyllm_error *err);
 int64_t engine_free_positions(const pyllm_engine *e);
 int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
                 const volatile int32_t *cancel, pyllm_error *err);
+int engine_part(pyllm_engine *e, int32_t first, int32_t last, const float *before, float *after, pyllm_error *err);
+int64_t engine_live(const pyllm_engine *e, int32_t step);
 int64_t seq_save(const pyllm_engine *e, int32_t s, void *out, int64_t max, pyllm_error *err);
 int seq_restore(pyllm_engine *e, int32_t s, const void *data, int64_t n, pyllm_error *err);
 

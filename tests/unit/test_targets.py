@@ -6,6 +6,7 @@ import hashlib
 import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -15,6 +16,7 @@ from conftest import ROOT
 
 from pyllm import LLM, errors
 from pyllm.cli import main
+from pyllm.engine import Engine
 from pyllm.gguf import GGUF
 from pyllm.perplexity import split
 from pyllm.quantize import Options, Target, quantize, sensitivity
@@ -194,6 +196,37 @@ def test_what_cannot_be_measured(model: Path, tmp_path: Path) -> None:
         quantize(model, tmp_path / "out.gguf", Options())
     with pytest.raises(errors.ArgumentError, match="there is no target weight"):
         Target("weight", 3, b"", "")
+
+
+def test_a_run_in_two_parts_gives_the_bits_of_a_whole_one(model: Path) -> None:
+    """Cut before any step of the tape, with several batches of a sequence."""
+    def logits(e: Engine, first: int, last: int, before: list[Any], after: list[Any]) -> list[np.ndarray]:
+        seq, found = e.open_seq(), []
+        assert seq is not None
+        for tokens, b, a in zip(batches, before, after, strict=True):
+            with e.part(first, last, b, a):
+                n = e.step([(seq, tokens, min(len(tokens), 20))])
+            found.append(e.logits[:n].copy())
+        e.close_seq(seq)
+        return found
+
+    batches, nothing = [list(range(30)), list(range(40, 60)), [7]], [None] * 3
+    with LLM(model, ctx=64, kv="f32") as llm:
+        def check(e: Engine) -> None:
+            want = logits(e, 0, e.n_steps, nothing, nothing)
+            for step in range(1, e.n_steps):
+                saved = [np.full(e.live(step) * len(b), np.nan, np.float32) for b in batches]
+                logits(e, 0, step, nothing, saved)
+                found = logits(e, step, e.n_steps, saved, nothing)
+                assert all(np.array_equal(a, b) for a, b in zip(found, want, strict=True)), step
+            with e.part(0, e.n_steps, None, None):
+                pass
+            for first, last in ((1, e.n_steps), (0, 1), (2, 2), (-1, 2), (0, e.n_steps + 1)):
+                with pytest.raises(errors.ArgumentError, match="are no part of a tape"), e.part(first, last, None, None):
+                    pass
+            assert np.array_equal(logits(e, 0, e.n_steps, nothing, nothing)[1], want[1])
+
+        llm.on_engine(check)
 
 
 def test_types_are_measured_where_they_fit() -> None:
