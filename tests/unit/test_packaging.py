@@ -116,7 +116,7 @@ def test_sdist_holds_all_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as tar:
         names = {m.name.partition("/")[2] for m in tar.getmembers() if m.isfile()}
     wanted = {p.relative_to(ROOT).as_posix() for folder in ("csrc", "pyllm", "models", "quantize") for p in (ROOT / folder).rglob("*")
-              if p.suffix in (".c", ".h", ".def", ".py", ".typed") and p.name != "_ffi.py"}
+              if p.suffix in (".c", ".h", ".def", ".py", ".typed", ".html") and p.name != "_ffi.py"}
     assert {"csrc/kernels/kernels.h", "csrc/ops/ops.def", "csrc/formats/qtypes.def", "models/llama.py"} <= wanted
     made = {n for n in names if n.startswith("pyllm.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     assert names == wanted | made | {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md"}
@@ -141,7 +141,7 @@ def test_wheel_contents(wheel: Path) -> None:
         metadata = z.read(f"{info}/METADATA").decode()
     modules = {f"pyllm/{p.relative_to(ROOT / 'pyllm').as_posix()}" for p in (ROOT / "pyllm").rglob("*.py")}
     modules |= {f"pyllm/{folder}/{p.name}" for folder in ("models", "quantize") for p in (ROOT / folder).glob("*.py")}
-    native = {"pyllm/libpyllm.so", "pyllm/_ffi.py", "pyllm/py.typed"}
+    native = {"pyllm/libpyllm.so", "pyllm/_ffi.py", "pyllm/py.typed", "pyllm/server/page.html"}
     assert {n for n in sizes if not n.startswith(info)} == modules | native
     assert sizes["pyllm/libpyllm.so"] < 2 << 20
     assert "Requires-Python: >=3.10\n" in metadata and re.search(r"^License(-Expression)?: MIT$", metadata, re.M)
