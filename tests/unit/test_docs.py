@@ -401,7 +401,7 @@ def test_bits_of_the_mixes() -> None:
             n_bytes = sum(prod(case["tensors"][name]) // block(type_id(t))[0] * block(type_id(t))[1] for name, t in types.items())
             assert float(figure) == round(8 * n_bytes / n_weights, 2), mix
             seen.add(mix)
-    assert len(seen) == 19
+    assert len(seen) == 21
 
 
 def test_no_encoder_is_worse_than_the_peers() -> None:
