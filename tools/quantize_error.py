@@ -4,13 +4,11 @@
     python tools/quantize_error.py --tiny FILE [--type q4_k ...] [--rows N] [--threads N] [--peer native|avx2] [--peer-python PYTHON]
                                    [--speed] [--rounds 5] [--write docs/quantize.md]
 
-The peer is ggml_quantize_chunk of the library inside llama-cpp-python (the environment of tools/bench_peers.py). The error of a type is
-the sum
-of w * (x - decoded)^2 over all matrices whose rows are whole blocks of it, decoded by the gguf package; w is 1, or drawn per column from a
-log-normal distribution (seeded). Matrices: those of a float GGUF file (--tiny: the random model of the reference data), Whisper base as
+The peer is ggml_quantize_chunk of the library inside llama-cpp-python (the environment of tools/bench_peers.py). The error of a type is the
+sum of w * (x - decoded)^2 over all matrices whose rows are whole blocks of it, decoded by the gguf package; w is 1, or drawn per column from
+a log-normal distribution (seeded). Matrices: those of a float GGUF file (--tiny: the random model of the reference data), Whisper base as
 published (F16) and the 1536-wide ones of MiniLM (F32); tools/fetch_models.py whisper-base-ct2 minilm fetches the last two. Prints ratios
 ours / theirs. Exit status: 0, or 1 if a ratio is above 1.
-
 
 --speed: millions of elements a second on one thread, one after the other in rounds; medians. --write: puts the tables into a page, each
 between its marks.
@@ -104,7 +102,6 @@ def tiny(path: Path) -> Iterator[Floats]:
                 yield file.read(name)
 
 
-
 def whisper(path: Path) -> Iterator[Floats]:
     """F16 matrices of a CTranslate2 model: u32 version, spec name, u32 revision, u32 count, then name, rank, u32 dimensions, type, u32
     bytes, data of each variable. Names: u16 length, text."""
@@ -162,7 +159,7 @@ def error_table(types: list[str], peer: Encoder, args: argparse.Namespace) -> tu
             print(f"{source}: done", file=sys.stderr)
     columns = [(s, w) for s in [*names, "all"] for w in (False, True)]
     lines = ["| type | " + " | ".join(f"{s}, {'weights' if w else 'w = 1'}" for s, w in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    ratios = {(t, s, w): float(sums[t, s, w][0] / sums[t, s, w][1]) for t in types for s, w in columns if (t, s, w) in sums}
+    ratios = {key: 1.0 if not errors.any() else float(np.divide(*errors)) for key, errors in sums.items()}     # of two without error: 1
     for t in types:
         lines.append(f"| {t} | " + " | ".join(f"{ratios[t, s, w]:.4f}" if (t, s, w) in ratios else "" for s, w in columns) + " |")
     return lines, any(ratio > 1 for ratio in ratios.values())

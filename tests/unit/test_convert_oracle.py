@@ -4,6 +4,8 @@ test_oracle.py against transformers' own reading of the same checkpoint, and who
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import checkpoints
 import numpy as np
 import pytest
 import tok_texts
-from conftest import model_path
+from conftest import ROOT, model_path
 from test_oracle import GOLDEN, swaps
 
 from pyllm import LLM, Tokenizer
@@ -41,6 +43,25 @@ def test_greedy_follows_transformers(converted: tuple[str, Path]) -> None:
             top = {t["id"]: t["logit"] for t in r["first_step_top20"]}
             # What f16 weights, keys and values round off; 8-bit activations would show as ten times that.
             assert max(abs(logits[i] - x) for i, x in top.items()) < 2e-3 * max(map(abs, top.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_that_transformers_writes(name: str, tmp_path: Path) -> None:
+    """tools/make_checkpoint.py: shards, its config.json and its tokenizer.json. Needs the [oracle] extra."""
+    library = pytest.importorskip("tokenizers")
+    pytest.importorskip("transformers")
+    folder, out = tmp_path / "checkpoint", tmp_path / "f16.gguf"
+    command = [sys.executable, str(ROOT / "tools/make_checkpoint.py"), str(model_path(name)), str(folder), "--shard", "200MB"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    convert(folder, out, n_threads=2)
+    with LLM(out, ctx=512) as llm:
+        for r in json.loads((GOLDEN / f"{name}-hf-greedy.json").read_text())["results"]:
+            swaps(llm, r["prompt_ids"], r["new_ids"])
+        theirs = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        for text in tok_texts.texts(5, 200):
+            assert llm.tokenizer.encode(text, add_special=False) == theirs.encode(text, add_special_tokens=False).ids, text
 
 
 def test_tokenizer_is_the_original_one(converted: tuple[str, Path]) -> None:

@@ -379,3 +379,43 @@ def test_changelog_names_every_checksum() -> None:
     text = page("CHANGELOG.md")
     sums = re.findall(r'"([0-9a-f]{64})"', page("tests/data/bit_identity.json"))
     assert sums and not [s for s in sums if s[:12] not in text]
+
+
+# ---- quantize.md, convert.md ----
+
+def test_bits_of_the_mixes() -> None:
+    """Those of the real shapes in tests/data/golden."""
+    import lzma
+    from math import prod
+
+    from pyllm.quantize import recipes
+    from pyllm.quantize.types import block, type_id
+
+    case = json.loads(lzma.decompress((ROOT / "tests/data/golden/mixes.json.xz").read_bytes()))["qwen2.5-coder-1.5b"]
+    n_weights = sum(map(prod, case["tensors"].values()))
+    seen = set()
+    for names, figures, _ in rows(page("docs/quantize.md"), "mix"):
+        mixes, bits = names.split(", "), figures.split(", ")
+        for mix, figure in zip(mixes, bits * (len(mixes) if len(bits) == 1 else 1), strict=True):
+            types = recipes.plan(case["hparams"], case["tensors"], mix)
+            n_bytes = sum(prod(case["tensors"][name]) // block(type_id(t))[0] * block(type_id(t))[1] for name, t in types.items())
+            assert float(figure) == round(8 * n_bytes / n_weights, 2), mix
+            seen.add(mix)
+    assert len(seen) == 21
+
+
+def test_no_encoder_is_worse_than_the_peers() -> None:
+    """The committed table has every encoder, and no ratio above 1."""
+    from test_encoders import TYPES
+
+    listed = {name: list(map(float, ratios)) for name, *ratios in rows(page("docs/quantize.md"), "type")}
+    assert tuple(listed) == TYPES and all(len(ratios) == 8 and max(ratios) <= 1 for ratios in listed.values())
+
+
+def test_messages_of_the_converter_exist() -> None:
+    source = " ".join(p.read_text() for p in [*ROOT.glob("quantize/*.py"), *ROOT.glob("pyllm/*.py"), *ROOT.glob("csrc/**/*.c")])
+    source = re.sub(r'"\s*f?"', "", re.sub(r"\{[^{}]*\}|%lld|%g", "...", source))
+    for message, _ in rows(page("docs/convert.md"), "message"):
+        for part in re.split(r" / | \(.*\)$", message):
+            for piece in filter(None, (p.strip(" ,") for p in part.split("..."))):
+                assert piece in source, piece
