@@ -5,7 +5,8 @@
                                    [--speed] [--rounds 5] [--write docs/quantize.md]
 
 The peer is ggml_quantize_chunk of the library inside llama-cpp-python (the environment of tools/bench_peers.py). The error of a type is the
-sum of w * (x - decoded)^2 over all matrices whose rows are whole blocks of it, decoded by the gguf package; w is 1, or drawn per column from
+sum of w * (x - decoded)^2 over all matrices whose rows are whole blocks of it, decoded by the gguf package; w is 1, or
+drawn per column from
 a log-normal distribution (seeded). Matrices: those of a float GGUF file (--tiny: the random model of the reference data), Whisper base as
 published (F16) and the 1536-wide ones of MiniLM (F32); tools/fetch_models.py whisper-base-ct2 minilm fetches the last two. Prints ratios
 ours / theirs. Exit status: 0, or 1 if a ratio is above 1.
