@@ -19,6 +19,7 @@ from ._output import clean, note, show_warnings
 COMMANDS = {
     "run": ("run", "answer a prompt, or chat"),
     "serve": ("serve", "serve models over HTTP"),
+    "batch": ("batch", "answer a file of requests"),
     "pull": ("pull", "fetch a model into the cache"),
     "list": ("list", "models on this machine"),
     "show": ("show", "what a model is"),

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .. import errors
 from ._options import MODEL_HELP, add_kv, add_pack_cache, add_threads, model_file, whole
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     if not todo:
         return 0
     model = model_file(args.model)
-    with LLM(model, args.ctx, args.threads, args.kv, pack_cache=args.pack_cache, parallel=args.parallel) as llm, \
-            open(args.answers, "a", encoding="utf-8") as out:
+    with _appending(args.answers) as out, LLM(model, args.ctx, args.threads, args.kv, pack_cache=args.pack_cache,
+                                              parallel=args.parallel) as llm:
         limits = Limits(body=1 << 30, bodies=1 << 40, queue=1 << 20, request_s=1e9)
         app = make_app(Models.of(llm), Access.make("localhost", (), ()), limits)
         failed = asyncio.run(_answer_all(app, _requests(args.requests, done), out, len(todo), 2 * args.parallel))
@@ -89,6 +89,13 @@ def _request(path: str, number: int, line: bytes) -> dict[str, Any]:
     return value
 
 
+def _appending(path: str) -> TextIO:
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as e:
+        raise errors.FileError(f"{path}: {e.strerror}") from e
+
+
 def _ids(path: str) -> list[str]:
     """The custom_ids of a file, each of which stands there once."""
     ids: dict[str, int] = {}
@@ -112,15 +119,13 @@ def _finished(path: str) -> set[str]:
         with open(path, "r+b") as f:
             whole_lines = 0
             for line in f:
-                try:
-                    done.add(json.loads(line)["custom_id"])
-                except (ValueError, KeyError, TypeError):
-                    if line.endswith(b"\n"):
-                        raise errors.FileError(f"{path} is there and holds something else than answers\nhint: name another file") from None
-                    break
                 if not line.endswith(b"\n"):
-                    done.discard(json.loads(line)["custom_id"])
                     break
+                try:
+                    answer = json.loads(line)
+                    done.add((answer["response"], answer["custom_id"])[1])
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    raise errors.FileError(f"{path} is there and holds something else than answers\nhint: name another file") from None
                 whole_lines += len(line)
             f.truncate(whole_lines)
     except OSError as e:
@@ -132,7 +137,7 @@ def _finished(path: str) -> set[str]:
 
 # ---- requests ----
 
-async def _answer_all(app: Guard, requests: Iterator[dict[str, Any]], out: Any, total: int, most: int) -> int:
+async def _answer_all(app: Guard, requests: Iterator[dict[str, Any]], out: TextIO, total: int, most: int) -> int:
     """Writes the answer to every request, at most `most` at a time; returns how many are errors."""
     running: set[asyncio.Task[dict[str, Any]]] = set()
     finished = failed = 0
