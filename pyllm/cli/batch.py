@@ -36,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default="smollm2", metavar="MODEL", help=f"{MODEL_HELP} (default: smollm2)")
     parser.add_argument("--parallel", type=whole(1, 512), default=16, metavar="N", help="requests that run at once (default: 16)")
     parser.add_argument("--ctx", type=whole(4, 1 << 24), metavar="N",
-                        help="tokens that all running requests have together (default: what the model was trained for, if it fits in memory)")
+                        help="tokens of all running requests together (default: what the model was trained for, if it fits in memory)")
     add_threads(parser)
     add_kv(parser)
     add_pack_cache(parser)

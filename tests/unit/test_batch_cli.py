@@ -49,8 +49,8 @@ def run(model: Path, *words: str) -> int:
 
 
 def test_answers_and_errors(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = [{**request(100), "method": "GET"}, {**request(101), "url": "/v1/models"}, request(102, prompt=5), {**request(103), "body": None},
-             request(104, prompt="w1 " * 300), request(105, stream=True), request(106, temperature="hot")]
+    wrong = [{**request(100), "method": "GET"}, {**request(101), "url": "/v1/models"}, request(102, prompt=5),
+             {**request(103), "body": None}, request(104, prompt="w1 " * 300), request(105, stream=True), request(106, temperature="hot")]
     source = write(tmp_path / "in", [*(request(i) for i in range(20)), *wrong])
     assert run(model, str(source), str(tmp_path / "out")) == 1
     assert "20 answers and 7 errors" in capsys.readouterr().err
