@@ -19,15 +19,15 @@ from typing import Protocol
 
 PAGE = 16
 PATIENCE = 64       # after having been overtaken so often, a task is next
-GROWTH = 64         # tokens that every running task has room for when another one joins
+GROWTH = 128        # tokens that a task is expected to generate, as long as none has ended
 DECODE_COST = 4     # what a decoded row counts for when a client's share is reckoned, in rows of a prompt
 _order = count()
 
 
 @dataclass(eq=False)
 class Task:
-    """tokens: prompt, then what was generated, in the end at most `most`. done of them are in the KV cache of sequence seq (None: it has
-    none). breaks: a prompt chunk ends at each of these positions."""
+    """tokens: the first `prompt` of them are the prompt, then comes what was generated, in the end at most `most`. done of them are in the
+    KV cache of sequence seq (None: it has none). breaks: a prompt chunk ends at each of these positions."""
 
     tokens: list[int]
     most: int
@@ -38,6 +38,10 @@ class Task:
     breaks: set[int] = field(default_factory=set)
     overtaken: int = 0
     arrival: int = field(default_factory=lambda: next(_order))
+    prompt: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.tokens)
 
     @property
     def pending(self) -> int:
@@ -101,6 +105,7 @@ class Scheduler:
         self.waiting: list[Task] = []
         self.running: list[Task] = []
         self._places = places
+        self._growth = float(GROWTH)            # running mean of the tokens that tasks have generated
         self._given: dict[str, int] = {}        # client -> rows that it was given, a decoded one counting DECODE_COST
         self._stuck: int | None = None          # the free pages with which nobody could join; None: look again
 
@@ -114,7 +119,8 @@ class Scheduler:
         self._stuck = None
 
     def remove(self, task: Task) -> None:
-        """Forgets a task; its place stays its own until the caller releases it."""
+        """Forgets a task that ended; its place stays its own until the caller releases it."""
+        self._growth += 0.1 * (len(task.tokens) - task.prompt - self._growth)
         if task in self.running:
             self.running.remove(task)
         elif task in self.waiting:
@@ -185,8 +191,12 @@ class Scheduler:
                    key=lambda t: (t.overtaken < PATIENCE, -t.priority, held[t.client], self._given[t.client], t.arrival))
 
     def _fits(self, task: Task, cached: int, free_cached: int) -> bool:
-        """Whether it finds pages, beside what is promised to the others: it must not push out one of them straight away."""
-        promised = sum(pages(t, min(t.pending + GROWTH, t.most - t.done)) for t in self.running)
+        """Whether it finds pages, beside what is promised to the others: it must not push out one of them soon. Everyone is expected to
+        generate as much as others did; who has, a page more."""
+        promised = 0
+        for t in self.running:
+            to_come = max(int(self._growth) - (len(t.tokens) - t.prompt), PAGE)
+            promised += pages(t, min(t.pending + to_come, t.most - t.done))
         need = -(-len(task.tokens) // PAGE) - cached // PAGE + free_cached
         return not self.running or need + promised < self._places.free()
 

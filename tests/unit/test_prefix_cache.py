@@ -276,6 +276,18 @@ def test_a_shared_prefix_is_computed_once(smollm2: Path) -> None:
         assert [r.tokens for r in cold] == [r.tokens for r in replies[:2]] and not any(r.usage.cached_tokens for r in cold)
 
 
+def test_half_of_the_pages(smollm2: Path) -> None:
+    """Sixteen requests with half of the pages that they need: they give way to each other, and every text is the same."""
+    prompts = [[5 + (i * 7919 + k * 104729) % 40000 for k in range(24)] for i in range(16)]
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 56, "logit_bias": {2: float("-inf"), 0: float("-inf")}}
+    replies = []
+    for ctx in (16 * 80, 16 * 40 - 256):           # 16 pages more are there for partial ones
+        with pyllm.LLM(smollm2, ctx=ctx) as llm:
+            replies.append(llm.generate_batch(prompts, chat=False, **options))
+            assert llm._driver.call(lambda llm=llm: llm._engine.free_pages()) == ctx // PAGE + 16
+    assert [r.tokens for r in replies[0]] == [r.tokens for r in replies[1]] and all(len(r.tokens) == 56 for r in replies[1])
+
+
 @pytest.mark.models
 def test_gemma_forks() -> None:
     """Prefixes of 2,000 tokens that fork at 700 and 1,300: the bits of cold runs, and the pages of windowed layers stay bounded."""
