@@ -51,6 +51,7 @@ class PrefixCache:
         self._windows = engine.windows
         self._main = engine.windows.index(0) if 0 in engine.windows else 0
         self._roots: dict[str, Node] = {}
+        self._kept = [set[int]() for _ in engine.windows]       # pages of the tree
         self._clock, self._order = count(1), count()
         self._leaves: list[tuple[int, int, Node]] = []     # heaps; entries that are no longer true are passed over
         self._marks: list[tuple[int, int, Node]] = []
@@ -157,17 +158,21 @@ class PrefixCache:
         return node
 
     def _add_tail(self, parent: Node, tokens: tuple[int, ...], pages: list[int]) -> list[Node]:
-        """A page that is not full; nothing if there is one that begins with the same tokens."""
+        """A page that is not full; nothing if there is one that begins with the same tokens, or if this is a part of a kept one (the
+        sequence was cut)."""
+        if any(p in kept for p, kept in zip(pages, self._kept, strict=True)):
+            return []
         for other in (*parent.tails, *islice(reversed(parent.children.values()), SIBLINGS)):
             if other.tokens[:len(tokens)] == tokens and min(other.pages) >= 0:
                 other.used = next(self._clock)
                 return []
-        for t in [t for t in parent.tails if tokens[:len(t.tokens)] == t.tokens]:
-            self._remove(t)
+        shorter = [t for t in parent.tails if tokens[:len(t.tokens)] == t.tokens]
         node = Node(parent, tokens, pages)
         self._keep(pages)
         parent.tails.append(node)
         self.n_nodes += 1
+        for t in shorter:               # now that there is another one: a root without anything would go
+            self._remove(t)
         return [node]
 
     def _mark(self, path: list[Node], seq: int, n: int) -> None:
@@ -301,9 +306,13 @@ class PrefixCache:
 
     def _keep(self, pages: list[int]) -> None:
         self._engine.keep([[p] for p in pages])
+        for p, kept in zip(pages, self._kept, strict=True):
+            kept.update({p} - {-1})
 
     def _drop(self, pages: list[int]) -> None:
         self._engine.drop([[p] for p in pages])
+        for p, kept in zip(pages, self._kept, strict=True):
+            kept.discard(p)
 
 
 def first_page(window: int, n: int) -> int:

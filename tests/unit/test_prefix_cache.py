@@ -103,7 +103,7 @@ operations = st.lists(st.one_of(
     st.tuples(st.just("room"), st.integers(1, 12))), min_size=30, max_size=90)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(operations)
 def test_bits_and_pages(rig: Rig, todo: list[tuple[Any, ...]]) -> None:
     live: list[Live] = []
