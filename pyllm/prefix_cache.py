@@ -60,8 +60,8 @@ class PrefixCache:
 
     # ---- lookup ----
 
-    def match(self, client: str, tokens: Sequence[int], limit: int, least: int = PAGE) -> Hit:
-        """The longest beginning of tokens[:limit] that can be gone on from, of at least `least` tokens."""
+    def match(self, client: str, tokens: Sequence[int], limit: int, least: int = PAGE, parts: bool = True) -> Hit:
+        """The longest beginning of tokens[:limit] that can be gone on from, of at least `least` tokens; without parts, of whole pages."""
         node, path = self._roots.get(client), list[Node]()
         best, best_path, runs = 0, 0, [0] * len(self._windows)
         if node is None:
@@ -77,7 +77,7 @@ class PrefixCache:
                 best = len(path) * PAGE
                 best_path = len(path)
         shared = len(path) * PAGE
-        part, n = self._part(node, tuple(tokens[shared:min(limit, shared + PAGE)]))
+        part, n = self._part(node, tuple(tokens[shared:min(limit, shared + PAGE)])) if parts else (None, 0)
         if part is not None and shared + n >= least:
             self._extend(runs, part)
             if self._complete(runs, len(path) + 1, shared + n):
@@ -111,8 +111,7 @@ class PrefixCache:
             self.make_room(1)
             hit = self.match(client, tokens, limit, least)
             if hit.n % PAGE and not self._has_free(1):
-                hit = self.match(client, tokens, hit.n // PAGE * PAGE)
-                assert hit.n % PAGE == 0
+                hit = self.match(client, tokens, limit, parts=False)
         if hit.n:
             self._engine.attach(seq, hit.n, self._lists(hit.path))
         return hit

@@ -78,6 +78,7 @@ class Pace:
     of a step without it, whichever is more. Steps that have run tell how long the next will take."""
 
     SMALLEST = 16       # rows, of a chunk: a prompt always gets on
+    MARGIN = 0.8        # of the time that a prompt's rows may take is what they are planned to take: steps differ
 
     def __init__(self, stall: float | None = None) -> None:
         self.stall = stall
@@ -95,7 +96,7 @@ class Pace:
         if not self.row_s:
             return self.SMALLEST
         limit = max(0.05, 2 * self.step_s) if self.stall is None else self.stall
-        return max(int((limit - self.step_s) / self.row_s), self.SMALLEST)
+        return max(int(self.MARGIN * (limit - self.step_s) / self.row_s), self.SMALLEST)
 
 
 class Scheduler:

@@ -227,6 +227,22 @@ def test_windows_keep_few_pages(tmp_path: Path) -> None:
     rig.engine.close()
 
 
+def test_a_hit_without_a_page_for_its_copy(tmp_path: Path) -> None:
+    """All pages are held: what is shared of a page cannot be copied, whole pages still can be shared."""
+    rig = Rig((0,), tmp_path)
+    fill(rig, (0, 1))                       # 83 tokens
+    engine, hogs = rig.engine, list[int]()
+    seq = engine.open_seq()
+    assert seq is not None and rig.cache.attach(seq, "", tokens_of((0, 1)), 83).n == 83      # holds the path
+    while engine.group(0).n_free:
+        hogs += [] if hogs else [s for s in [engine.open_seq()] if s is not None]
+        engine.step([(hogs[0], [7] * min(16 * engine.group(0).n_free, 32), 0)])
+    other = engine.open_seq()
+    assert other is not None and rig.cache.attach(other, "", tokens_of((0, 1)), 83).n == 80
+    rig.check([seq, other, *hogs])
+    engine.close()
+
+
 def test_wrong_pages_are_refused(rig: Rig) -> None:
     rig.cache.clear()
     engine, groups = rig.engine, len(rig.engine.windows)

@@ -189,7 +189,7 @@ def test_a_preempted_task_goes_on_from_what_is_left_of_it() -> None:
 
 
 def test_decoding_goes_on_beside_a_long_prompt() -> None:
-    """A prompt's row takes 1 ms, a decoding step 10 ms: chunks of 40 rows make steps of 50 ms, at first of what is known to be short."""
+    """A prompt's row takes 1 ms, a decoding step 10 ms: chunks of 32 rows make steps of 42 ms, at first of what is known to be short."""
     places, scheduler = make(1000, 4, 512)
     chat, book = Task([1], 500), Task([*range(3000)], 3500)
     scheduler.add(chat)
@@ -205,7 +205,7 @@ def test_decoding_goes_on_beside_a_long_prompt() -> None:
         places.step(rows)
         scheduler.advance(rows, seconds[-1])
         chat.tokens.append(1)
-    assert max(seconds) <= 0.0501 and len(seconds) <= 2 + 3000 // 40
+    assert max(seconds) <= 0.0421 and len(seconds) <= 3 + 3000 // 32
 
 
 @pytest.mark.parametrize(("stall", "step_s", "expected"), [(None, 0.01, 40), (None, 0.1, 100), (0.2, 0.1, 100), (0.0, 0.01, 16),
@@ -216,7 +216,7 @@ def test_pace(stall: float | None, step_s: float, expected: int) -> None:
     for _ in range(100):
         pace.observe(3, 0, step_s)
         pace.observe(3, 100, step_s + 0.1)
-    assert abs(pace.rows() - expected) <= 1
+    assert abs(pace.rows() - max(expected * Pace.MARGIN, Pace.SMALLEST)) <= 1
 
 
 def test_short_prompts_pass_a_long_one_that_gets_on() -> None:
