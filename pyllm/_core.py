@@ -22,7 +22,8 @@ def _open() -> tuple[Any, Any]:
     try:
         from ._ffi import ffi
 
-        lib = ffi.dlopen(str(path))
+        # objects that are collected when the interpreter ends still call into the library: it must never be unloaded
+        lib = ffi.dlopen(str(path), ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0))
     except (ImportError, OSError) as e:
         raise errors.LibraryError(f"pyllm's native library {path} cannot be loaded: {e}\n"
                                   "hint: install a wheel for this platform, or build with `pip install .` and a C compiler") from e

@@ -59,6 +59,20 @@ def form(schema: Any = None, grammar: str | None = None, regex: str | None = Non
 
 # ---- compiling ----
 
+class _Source:
+    """A tokenizer as llguidance asks for it."""
+
+    def __init__(self, tokenizer: Tokenizer, pieces: list[bytes], names: list[bytes], special: list[int], end: int) -> None:
+        self.eos_token_id, self.bos_token_id, self.tokens, self.special_token_ids = end, tokenizer.bos, names, special
+        self._tokenizer, self._pieces = tokenizer, pieces
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids of a text in the middle of another: sentencepiece families put a space in front of the first one."""
+        ids = self._tokenizer.encode(_MARK + text, add_special=False, parse_special=False)
+        at = next((i for i, t in enumerate(ids) if self._pieces[t] == _MARK.encode()), None)
+        return self._tokenizer.encode(text, add_special=False, parse_special=False) if at is None else ids[at + 1:]
+
+
 class Vocabulary:
     """A model's tokens as llguidance needs them: what every one adds to the text. n_vocab: of the model, padding included.
 
@@ -72,18 +86,8 @@ class Vocabulary:
         self._pieces = pieces
         names = [p or tokenizer.token_text(t).encode() or b"<>" for t, p in zip(known, pieces, strict=True)]
         ends = tokenizer.ends()
-
-        class Source:
-            eos_token_id, bos_token_id = ends[0] if ends else 0, tokenizer.bos
-            tokens, special_token_ids = names, special
-
-            def __call__(self, text: str) -> list[int]:
-                """Ids of a text in the middle of another: sentencepiece families put a space in front of the first one."""
-                ids = tokenizer.encode(_MARK + text, add_special=False, parse_special=False)
-                at = next((i for i, t in enumerate(ids) if pieces[t] == _MARK.encode()), None)
-                return tokenizer.encode(text, add_special=False, parse_special=False) if at is None else ids[at + 1:]
-
-        self._tokens = guidance.LLTokenizer(guidance.TokenizerWrapper(Source()), n_vocab=n_vocab, eos_token=ends or None)
+        source = _Source(tokenizer, pieces, names, special, ends[0] if ends else 0)
+        self._tokens = guidance.LLTokenizer(guidance.TokenizerWrapper(source), n_vocab=n_vocab, eos_token=ends or None)
         self._closers = Closers(pieces, ends)
         # the parser's work for one token, in its own units: a few milliseconds, of which others in the batch notice little
         self._limits = guidance.LLParserLimits(step_lexer_fuel=100_000, step_max_items=20_000, verbose_errors=False)
