@@ -27,6 +27,7 @@ import lief
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 2_500_000
 MACOS, WINDOWS = "libSystem.B.dylib", re.compile(r"kernel32\.dll|api-ms-win-crt-\w+-l1-1-0\.dll", re.I)
+BY_LINKER = {"__dso_handle", "_mh_dylib_header"}        # of every Mach-O library
 GLIBC, MUSL = re.compile(r"lib(c|m|pthread)\.so\.6|libpthread\.so\.0|ld-linux-(x86-64\.so\.2|aarch64\.so\.1)"), re.compile(r"libc\.so")
 
 
@@ -104,7 +105,7 @@ def describe(library: lief.ELF.Binary | lief.MachO.Binary | lief.PE.Binary) -> t
     if isinstance(library, lief.MachO.Binary):
         version = library.build_version.minos if library.has_build_version else library.version_min.version
         exported = {str(s.name).removeprefix("_") for s in library.exported_symbols}
-        return exported, [Path(str(lib.name)).name for lib in library.libraries if lib.command != lief.MachO.LoadCommand.TYPE.ID_DYLIB], tuple(version[:2])
+        return exported - BY_LINKER, [Path(str(lib.name)).name for lib in library.libraries if lib.command != lief.MachO.LoadCommand.TYPE.ID_DYLIB], tuple(version[:2])
     header = library.optional_header
     return ({str(e.name) for e in library.get_export().entries}, [str(i.name) for i in library.imports],
             (header.major_subsystem_version, header.minor_subsystem_version))
