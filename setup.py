@@ -31,8 +31,8 @@ except ImportError:                     # setuptools before 70.1
 ROOT = Path(__file__).parent
 CFLAGS = ["-std=gnu11", "-O3", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
           "-fno-strict-aliasing", "-fvisibility=hidden", "-fPIC"]
-# A level's flags, by the suffix of a file's name, and the same for compilers that call it otherwise (zig). -fno-trapping-math changes no result; it
-# lets compares and selects be vectorised.
+# A level's flags, by the suffix of a file's name, and the same for compilers that call it otherwise (zig). -fno-trapping-math changes no
+# result; it lets compares and selects be vectorised.
 LEVELS = {
     "avx2": ("x86_64", ["-mavx2", "-mfma", "-mf16c"]),
     "avxvnni": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),

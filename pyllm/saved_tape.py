@@ -1,7 +1,8 @@
 """Tapes for hosts without Python: the text of a tape, and in comment lines what plain chats have around their messages.
 
-A host has no Jinja. What a chat template puts before, between and after messages is found by rendering chats whose messages can be told from the rest, and
-holds if chats of one to three turns, with and without a system message, come out as the template writes them. docs/tape.md has the lines.
+A host has no Jinja. What a chat template puts before, between and after messages is found by rendering chats whose messages can be told
+from the rest, and holds if chats of one to three turns, with and without a system message, come out as the template writes them.
+docs/tape.md has the lines.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def saved_tape(gguf: GGUF, ctx: int | None = None) -> str:
 
 
 def chat_pieces(render: Render) -> dict[str, str]:
-    """Texts in the order: start, before the first question; system and system_end, around a system message; reply, after the last question; answer
-    and answer_end, around answers that are over. Raises Error if a template's chats are not made of these."""
+    """Texts by name: start, before the first question; system and system_end, around a system message; reply, after the last question;
+    answer and answer_end, around answers that are over. Raises Error if a template's chats are not made of these."""
     chat = [_message("user", QUESTIONS[0]), _message("assistant", ANSWERS[0]), _message("user", QUESTIONS[1])]
     start, answer, answer_end, reply = _around(render(chat), [m["content"] for m in chat])
     pieces = {"start": start, "answer": answer, "answer_end": answer_end, "reply": reply}
@@ -37,7 +38,7 @@ def chat_pieces(render: Render) -> dict[str, str]:
         system, system_end, _ = _around(render([_message("system", SYSTEM), chat[0]]), [SYSTEM, QUESTIONS[0]])
         pieces |= {"system": system, "system_end": system_end}
     except Error:
-        pass                                    # templates may refuse system messages
+        pass  # templates may refuse system messages
     for messages in _samples("system" in pieces):
         if render(messages) != prompt(pieces, messages):
             raise Error(f"the chat template does more than to put texts around messages: it differs for {len(messages)} messages")
@@ -93,7 +94,8 @@ def _renderer(gguf: GGUF) -> Render:
 
 
 def _escaped(text: str) -> str:
-    """On one line, in ASCII: backslashes, newlines and what is not printable as \\\\, \\n and \\xNN of the UTF-8 bytes; a space at an end as \\x20."""
+    r"""On one line, in ASCII: \\ for a backslash, \n, and \xNN for other bytes that are not printable and for a space at the end."""
+
     def one(byte: int) -> str:
         return {92: "\\\\", 10: "\\n"}.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}")
 

@@ -3,9 +3,9 @@
 
     tools/arm_cycles.py [--cc "clang-19 --target=aarch64-linux-gnu"]       needs clang-19 and llvm-19
 
-Of each tile function the innermost loop with the most dot products is cut out of the assembly. cycles / bound: what the simulated core takes for one round of the
-loop over what its busiest resource needs (llvm-mca's Block RThroughput), the issue bound; the products are 8-bit multiply-adds a cycle. There is no model of
-memory in it, and these are models of cores, not cores.
+Of each tile function the innermost loop with the most dot products is cut out of the assembly. cycles / bound: what the simulated core
+takes for one round of the loop over what its busiest resource needs (llvm-mca's Block RThroughput), the issue bound; then 8-bit
+multiply-adds a cycle. There is no model of memory in it, and these are models of cores, not cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CORES = ("neoverse-n1", "neoverse-n2", "neoverse-v2", "cortex-a55", "cortex-a510")
 FLAGS = ("-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-fPIC")
 TYPES = ("q4_0", "q4_k", "q6_k", "q8_0")
-LEVELS = (("dotprod", "-march=armv8.2-a+dotprod", ("1", "4"), CORES), ("i8mm", "-march=armv8.2-a+dotprod+i8mm", ("pairs_4",), CORES[1:3] + CORES[4:]))
+LEVELS = (
+    ("dotprod", "-march=armv8.2-a+dotprod", ("1", "4"), CORES),
+    ("i8mm", "-march=armv8.2-a+dotprod+i8mm", ("pairs_4",), CORES[1:3] + CORES[4:]),
+)
 BRANCH = re.compile(r"^\s+(b\.?\w*|cbn?z|tbn?z)\s+(?:.*\s)?(\.?L\w+)\s*$")
 PRODUCTS = {"sdot": 16, "smmla": 32}
 
@@ -53,8 +56,13 @@ def products(body: list[str]) -> int:
 def simulate(body: list[str], core: str) -> tuple[float, float]:
     """(cycles of a round, cycles that its busiest resource needs)"""
     text = ".arch armv8.6-a+dotprod+i8mm\n" + "\n".join(body) + "\n"
-    out = subprocess.run(["llvm-mca-19", "-mtriple=aarch64-linux-gnu", f"-mcpu={core}", "-iterations=100", "-instruction-info=0", "-resource-pressure=0"],
-                         input=text, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["llvm-mca-19", "-mtriple=aarch64-linux-gnu", f"-mcpu={core}", "-iterations=100", "-instruction-info=0", "-resource-pressure=0"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     found = {key: float(value) for key, value in re.findall(r"^([\w ]+):\s+([\d.]+)$", out, re.M)}
     return found["Total Cycles"] / 100, found["Block RThroughput"]
 
@@ -67,7 +75,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for level, flag, tiles, cores in LEVELS:
             out = Path(folder) / "level.s"
-            subprocess.run([*shlex.split(args.cc), *FLAGS, flag, "-S", "-o", str(out), str(ROOT / f"csrc/kernels/arm/matmul_{level}.c")], check=True)
+            subprocess.run(
+                [*shlex.split(args.cc), *FLAGS, flag, "-S", "-o", str(out), str(ROOT / f"csrc/kernels/arm/matmul_{level}.c")], check=True
+            )
             code = functions(out.read_text())
             for kind in TYPES:
                 for tile in tiles:
@@ -75,7 +85,9 @@ def main() -> int:
                     cells = []
                     for core in CORES:
                         cycles, bound = simulate(body, core) if core in cores else (0.0, 0.0)
-                        cells.append(f"{cycles:.0f} / {bound:.0f} = {cycles / bound:.2f}, {products(body) / cycles:.0f}" if cycles else "")
+                        cells.append(
+                            f"{cycles:.0f} / {bound:.0f} = {cycles / bound:.2f}, {products(body) / cycles:.0f}" if cycles else ""
+                        )
                     rows = tile.replace("pairs_4", "8")
                     print(f"| {level}, {rows} | {kind} | {len(body)} | {products(body)} | " + " | ".join(cells) + " |")
     return 0

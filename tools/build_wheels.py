@@ -3,9 +3,10 @@
 
     tools/build_wheels.py [-o dist] [PLATFORM...]       default: all platforms of TARGETS
 
-Compiles with zig cc, a C compiler for all of them out of one package of the index: pip install ziglang lief setuptools wheel cffi. One wheel
-serves every Python from the lowest that pyproject.toml names. Checked of each: its size, its tags and files, the symbols that its library exports (those of
-csrc/pyllm.h and no other), the oldest system that it asks for, and the libraries that it loads. Exit status: 0 if all of it holds.
+Compiles with zig cc, a C compiler for all of them out of one package of the index: pip install ziglang lief setuptools wheel cffi.
+One wheel serves every Python from the lowest that pyproject.toml names. Checked of each: its size, its tags and files, the symbols that
+its library exports (those of csrc/pyllm.h and no other), the oldest system that it asks for, and the libraries that it loads. Exit
+status: 0 if all of it holds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import lief
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 2_500_000
 MACOS, WINDOWS = "libSystem.B.dylib", re.compile(r"kernel32\.dll|api-ms-win-crt-\w+-l1-1-0\.dll", re.I)
-BY_LINKER = {"__dso_handle", "_mh_dylib_header"}        # of every Mach-O library
+BY_LINKER = {"__dso_handle", "_mh_dylib_header"}  # of every Mach-O library
 GLIBC, MUSL = re.compile(r"lib(c|m|pthread)\.so\.6|libpthread\.so\.0|ld-linux-(x86-64\.so\.2|aarch64\.so\.1)"), re.compile(r"libc\.so")
 
 
@@ -39,7 +40,7 @@ class Target:
     zig: str
     library: str
     loads: re.Pattern[str]
-    oldest: tuple[int, ...] = ()            # glibc, macOS or Windows version that the library may ask for
+    oldest: tuple[int, ...] = ()  # glibc, macOS or Windows version that the library may ask for
 
     @property
     def name(self) -> str:
@@ -67,8 +68,15 @@ def zig() -> str:
 
 
 def build(target: Target, dist: Path) -> Path:
-    flags = {"pyllm.dll": "-s", "libpyllm.dylib": "-s -Wl,-install_name,@rpath/libpyllm.dylib"}.get(target.library, "-s -Wl,-soname,libpyllm.so")
-    env = os.environ | {"CC": f"{zig()} cc -target {target.zig}", "PYLLM_PLAT": target.tag, "PYLLM_CFLAGS": "-Werror", "PYLLM_LDFLAGS": flags}
+    flags = {"pyllm.dll": "-s", "libpyllm.dylib": "-s -Wl,-install_name,@rpath/libpyllm.dylib"}.get(
+        target.library, "-s -Wl,-soname,libpyllm.so"
+    )
+    env = os.environ | {
+        "CC": f"{zig()} cc -target {target.zig}",
+        "PYLLM_PLAT": target.tag,
+        "PYLLM_CFLAGS": "-Werror",
+        "PYLLM_LDFLAGS": flags,
+    }
     with tempfile.TemporaryDirectory() as folder:
         base = ["egg_info", "--egg-base", folder, "build", "--build-base", folder, "--build-lib", f"{folder}/lib"]
         command = [sys.executable, "setup.py", "-q", *base, "bdist_wheel", "--bdist-dir", f"{folder}/bdist", "-d", folder]
@@ -87,6 +95,7 @@ def copy(source: Path, target: Path) -> Path:
 
 # ---- what must hold ----
 
+
 def api() -> set[str]:
     """The functions that csrc/pyllm.h declares."""
     return set(re.findall(r"\b(pyllm_\w+)\([^;{]*\);", (ROOT / "csrc/pyllm.h").read_text()))
@@ -100,15 +109,25 @@ def describe(library: lief.ELF.Binary | lief.MachO.Binary | lief.PE.Binary) -> t
     """What a library exports, which libraries it loads, and the oldest system that it asks for."""
     if isinstance(library, lief.ELF.Binary):
         exported = {str(s.name) for s in library.exported_symbols}
-        return exported, [str(n) for n in library.libraries], newest(
-            str(aux.name) for need in library.symbols_version_requirement for aux in need.get_auxiliary_symbols())
+        return (
+            exported,
+            [str(n) for n in library.libraries],
+            newest(str(aux.name) for need in library.symbols_version_requirement for aux in need.get_auxiliary_symbols()),
+        )
     if isinstance(library, lief.MachO.Binary):
         version = library.build_version.minos if library.has_build_version else library.version_min.version
         exported = {str(s.name).removeprefix("_") for s in library.exported_symbols}
-        return exported - BY_LINKER, [Path(str(lib.name)).name for lib in library.libraries if lib.command != lief.MachO.LoadCommand.TYPE.ID_DYLIB], tuple(version[:2])
+        return (
+            exported - BY_LINKER,
+            [Path(str(lib.name)).name for lib in library.libraries if lib.command != lief.MachO.LoadCommand.TYPE.ID_DYLIB],
+            tuple(version[:2]),
+        )
     header = library.optional_header
-    return ({str(e.name) for e in library.get_export().entries}, [str(i.name) for i in library.imports],
-            (header.major_subsystem_version, header.minor_subsystem_version))
+    return (
+        {str(e.name) for e in library.get_export().entries},
+        [str(i.name) for i in library.imports],
+        (header.major_subsystem_version, header.minor_subsystem_version),
+    )
 
 
 def problems(target: Target, wheel: Path) -> Iterator[str]:
@@ -156,7 +175,7 @@ def main() -> int:
     targets = [t for t in TARGETS if t.name in (args.platforms or [t.name])]
     status = 0
     with ThreadPoolExecutor(args.jobs) as pool:
-        for target, (wheel, wrong) in zip(targets, pool.map(lambda t: make(t, args.out), targets), strict=True):
+        for wheel, wrong in pool.map(lambda t: make(t, args.out), targets):
             print(f"{'FAIL' if wrong else 'ok':<5} {wheel.stat().st_size / 1e6:5.2f} MB  {wheel.name}", flush=True)
             for text in wrong:
                 print(f"      {text}", flush=True)

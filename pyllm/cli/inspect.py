@@ -20,7 +20,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--metadata", action="store_true", help="only the metadata")
     what.add_argument("--tensors", action="store_true", help="only the tensors")
     what.add_argument("--tape", action="store_true", help="the steps that the engine runs, as text (docs/tape.md)")
-    what.add_argument("--save", metavar="TAPE", help="write the tape with what chats have around messages, for hosts without Python (docs/tape.md)")
+    what.add_argument("--save", metavar="TAPE",
+                      help="write the tape with what chats have around messages, for hosts without Python (docs/tape.md)")
     parser.add_argument("--cost", action="store_true", help="with --tape: what every step reads and computes, and the least time for it")
     add_json(parser)
 

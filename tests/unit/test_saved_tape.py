@@ -16,9 +16,16 @@ from pyllm.errors import Error
 from pyllm.gguf import GGUF
 from pyllm.saved_tape import chat_pieces, prompt, saved_tape
 
-CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-CHAT = [{"role": "system", "content": "S"}, {"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}, {"role": "user", "content": "C?"}]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHAT = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "A?"},
+    {"role": "assistant", "content": "B."},
+    {"role": "user", "content": "C?"},
+]
 
 
 def test_pieces_make_the_prompt() -> None:
@@ -29,8 +36,14 @@ def test_pieces_make_the_prompt() -> None:
     assert prompt(pieces, CHAT[1:]) == template.render(CHAT[1:])
 
 
-@pytest.mark.parametrize("change", [("{{ m.content }}", "{{ m.content | upper }}"), ("{{ m.content }}", "{{ m.content }}{{ m.content }}"),
-                                    ("{{ m.role }}", "{{ m.role }}{{ loop.index }}")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("{{ m.content }}", "{{ m.content | upper }}"),
+        ("{{ m.content }}", "{{ m.content }}{{ m.content }}"),
+        ("{{ m.role }}", "{{ m.role }}{{ loop.index }}"),
+    ],
+)
 def test_other_templates_are_refused(change: tuple[str, str]) -> None:
     with pytest.raises(Error, match="chat template"):
         chat_pieces(ChatTemplate(CHATML.replace(*change)).render)
@@ -45,7 +58,14 @@ def test_saved_tape_runs_as_the_tape(smollm2: Path, tmp_path: Path) -> None:
     with GGUF(smollm2) as gguf:
         text = saved_tape(gguf, 512)
     first, *lines = text.splitlines()
-    assert first == "pyllm-tape 1" and [line.split()[2] for line in lines[:6]] == ["start", "answer", "answer_end", "reply", "system", "system_end"]
+    assert first == "pyllm-tape 1" and [line.split()[2] for line in lines[:6]] == [
+        "start",
+        "answer",
+        "answer_end",
+        "reply",
+        "system",
+        "system_end",
+    ]
     assert text.isascii()
 
 
@@ -55,11 +75,34 @@ def test_c_chat_answers_as_python(smollm2: Path, tmp_path: Path) -> None:
     tape, library = tmp_path / "model.tape", Path(pyllm.__file__).parent / "libpyllm.so"
     with GGUF(smollm2) as gguf:
         tape.write_text(saved_tape(gguf))
-    subprocess.run(["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "csrc", ROOT / "examples/c-chat/chat.c", library, f"-Wl,-rpath,{library.parent}",
-                    "-o", tmp_path / "chat"], check=True, timeout=60)
+    subprocess.run(
+        [
+            "cc",
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-I",
+            ROOT / "csrc",
+            ROOT / "examples/c-chat/chat.c",
+            library,
+            f"-Wl,-rpath,{library.parent}",
+            "-o",
+            tmp_path / "chat",
+        ],
+        check=True,
+        timeout=60,
+    )
     questions = ["hello", "Say yes."]
-    done = subprocess.run([tmp_path / "chat", smollm2, tape], input="\n".join(questions) + "\n", env=os.environ | {"GREEDY": "1"}, capture_output=True,
-                          encoding="utf-8", timeout=120, check=True)
+    done = subprocess.run(
+        [tmp_path / "chat", smollm2, tape],
+        input="\n".join(questions) + "\n",
+        env=os.environ | {"GREEDY": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
     messages: list[dict[str, str]] = []
     with pyllm.LLM(smollm2, ctx=2048) as llm:
         for question in questions:
