@@ -12,7 +12,9 @@ status: 0 if all of it holds.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -159,9 +161,20 @@ def problems(target: Target, wheel: Path) -> Iterator[str]:
         yield f"it asks for system version {oldest}, not {target.oldest}"
 
 
+def levels(wheel: Path, target: Target) -> set[str]:
+    """What the library of this machine's wheel finds in this CPU."""
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as z:
+        library = ctypes.CDLL(z.extract(f"pyllm/{target.library}", folder))
+        library.pyllm_cpu_levels.restype = ctypes.c_char_p
+        return set(library.pyllm_cpu_levels().decode().split())
+
+
 def make(target: Target, dist: Path) -> tuple[Path, list[str]]:
     wheel = build(target, dist)
-    return wheel, list(problems(target, wheel))
+    wrong = list(problems(target, wheel))
+    if target.zig.startswith(f"{platform.machine()}-linux-gnu") and sys.platform == "linux" and levels(wheel, target) == {"ref"}:
+        wrong.append("it finds no level of this CPU but the reference")
+    return wheel, wrong
 
 
 def main() -> int:
