@@ -30,7 +30,7 @@ import lief
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 2_500_000
 MACOS, WINDOWS = "libSystem.B.dylib", re.compile(r"kernel32\.dll|api-ms-win-crt-\w+-l1-1-0\.dll", re.I)
-BY_LINKER = {"__dso_handle", "_mh_dylib_header"}  # of every Mach-O library
+BY_LINKER = {"__dso_handle", "_mh_dylib_header", "_CRT_INIT", "__mingw_module_is_dll", "atexit"}  # of every library for macOS, Windows
 GLIBC, MUSL = re.compile(r"lib(c|m|pthread)\.so\.6|libpthread\.so\.0|ld-linux-(x86-64\.so\.2|aarch64\.so\.1)"), re.compile(r"libc\.so")
 
 
@@ -126,7 +126,7 @@ def describe(library: lief.ELF.Binary | lief.MachO.Binary | lief.PE.Binary) -> t
         )
     header = library.optional_header
     return (
-        {str(e.name) for e in library.get_export().entries},
+        {str(e.name) for e in library.get_export().entries} - BY_LINKER,
         [str(i.name) for i in library.imports],
         (header.major_subsystem_version, header.minor_subsystem_version),
     )

@@ -112,7 +112,7 @@ int main(int argc, char **argv) {
         char text[TEXT / 4];
         size_t text_bytes = 0;
         while (n < CTX && n - prompt < REPLY && !(rc = run(e, seq, ids, n, held, logits))) {
-            check(pyllm_sampler_sample(sampler, logits, n, &ids[n], NULL, 0, &error));
+            check(pyllm_sampler_sample(sampler, logits, NULL, n, &ids[n], NULL, 0, &error));
             if (pyllm_token_is_end(t, ids[n])) break;
             const char *token = pyllm_token_bytes(t, ids[n++], 0, &bytes);
             if (text_bytes + (size_t)bytes > sizeof text) break;
