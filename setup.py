@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +31,8 @@ except ImportError:                     # setuptools before 70.1
 ROOT = Path(__file__).parent
 CFLAGS = ["-std=gnu11", "-O3", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
           "-fno-strict-aliasing", "-fvisibility=hidden", "-fPIC"]
-# A level's flags, by the suffix of a file's name. -fno-trapping-math changes no result; it lets compares and selects be vectorised.
+# A level's flags, by the suffix of a file's name, and the same for compilers that call it otherwise (zig). -fno-trapping-math changes no
+# result; it lets compares and selects be vectorised.
 LEVELS = {
     "avx2": ("x86_64", ["-mavx2", "-mfma", "-mf16c"]),
     "avxvnni": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
@@ -39,8 +41,8 @@ LEVELS = {
     "amx": ("x86_64", ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni",
                        "-mprefer-vector-width=512", "-mamx-tile", "-mamx-int8"]),
     "neon": ("aarch64", []),
-    "dotprod": ("aarch64", ["-march=armv8.2-a+dotprod"]),
-    "i8mm": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"]),
+    "dotprod": ("aarch64", ["-march=armv8.2-a+dotprod"], ["-mcpu=generic+v8_2a+dotprod"]),
+    "i8mm": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"], ["-mcpu=generic+v8_2a+dotprod+i8mm"]),
 }
 # What a level asks of the assembler: gcc may know the flag and call an assembler (before binutils 2.36) that does not know the instruction.
 PROBES = {"avxvnni": '__asm__("{vex} vpdpbusd %ymm0, %ymm0, %ymm0");\n'}
@@ -48,6 +50,14 @@ PROBES = {"avxvnni": '__asm__("{vex} vpdpbusd %ymm0, %ymm0, %ymm0");\n'}
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def macros(cc: list[str]) -> str:
+    """What the compiler predefines for its target. Not from the null device: zig cc wants a file with a name."""
+    with tempfile.TemporaryDirectory() as folder:
+        empty = Path(folder) / "empty.c"
+        empty.write_text("")
+        return run([*cc, "-dM", "-E", str(empty)]).stdout
 
 
 def write_ffi(header: Path, out: Path) -> None:
@@ -72,18 +82,22 @@ class FreshBuild(build):
 class BuildLibrary(build_ext):
     """One shared library instead of an extension module."""
 
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.cc = shlex.split(os.environ.get("CC") or "cc")
+        self.target = macros(self.cc)
+        self.arch = next((a for a in ("x86_64", "aarch64") if f"#define __{a}__ " in self.target), "other")
+        self.system = next((s for s in ("_WIN32", "__APPLE__", "__linux__") if f"#define {s} " in self.target), "other")
+
     def get_ext_filename(self, fullname: str) -> str:
-        name = {"win32": "pyllm.dll", "darwin": "libpyllm.dylib"}.get(sys.platform, "libpyllm.so")
+        name = {"_WIN32": "pyllm.dll", "__APPLE__": "libpyllm.dylib"}.get(self.system, "libpyllm.so")
         return os.path.join(*fullname.split(".")[:-1], name)
 
     def build_extension(self, ext: Extension) -> None:
-        self.cc = shlex.split(os.environ.get("CC") or "cc")
-        target = run([*self.cc, "-dM", "-E", "-x", "c", os.devnull]).stdout
-        self.arch = "x86_64" if "__x86_64__" in target else "aarch64" if "__aarch64__" in target else "other"
         build = Path(self.build_temp) / "obj"
         build.mkdir(parents=True, exist_ok=True)
         headers = sorted(ROOT.glob("csrc/**/*.h")) + sorted(ROOT.glob("csrc/**/*.def"))
-        stamp = hashlib.sha256(target.encode() + b"".join(h.read_bytes() for h in headers)).hexdigest()
+        stamp = hashlib.sha256(self.target.encode() + b"".join(h.read_bytes() for h in headers)).hexdigest()
         base = [*CFLAGS, *self.missing_levels(), *shlex.split(os.environ.get("PYLLM_CFLAGS", ""))]
         jobs = [(src, build / (src.replace("/", "_") + ".o"), [*base, *flags]) for src in ext.sources
                 if (flags := self.flags(src)) is not None]
@@ -93,11 +107,14 @@ class BuildLibrary(build_ext):
             raise SystemExit("\n".join(failed))
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
+        linked = Path(self.build_temp) / "linked" / library.name        # linkers for Windows write more files beside it
+        linked.parent.mkdir(exist_ok=True)
         extra = shlex.split(os.environ.get("PYLLM_LDFLAGS", ""))
-        link = ["-Wl,-z,defs", "-Wl,-z,noexecstack"] if sys.platform.startswith("linux") and "-fsanitize" not in " ".join(extra) else []
-        done = run([*self.cc, "-shared", "-o", str(library), *(str(o) for _, o, _ in jobs), *link, "-pthread", *extra])
+        link = ["-Wl,-z,defs", "-Wl,-z,noexecstack"] if self.system == "__linux__" and "-fsanitize" not in " ".join(extra) else []
+        done = run([*self.cc, "-shared", "-o", str(linked), *(str(o) for _, o, _ in jobs), *link, "-pthread", *extra])
         if done.returncode:
             raise SystemExit(done.stderr)
+        self.copy_file(str(linked), str(library))
         write_ffi(ROOT / "csrc/pyllm.h", library.parent / "_ffi.py")
 
     def missing_levels(self) -> list[str]:
@@ -106,12 +123,14 @@ class BuildLibrary(build_ext):
         probe = Path(self.build_temp) / "probe.c"
         probe.parent.mkdir(parents=True, exist_ok=True)
         missing = []
-        for name, (arch, flags) in LEVELS.items():
+        for name, (arch, *alternatives) in LEVELS.items():
             if arch != self.arch:
                 continue
             probe.write_text("int probe;\n" + PROBES.get(name, ""))
-            if run([*self.cc, *flags, "-c", str(probe), "-o", str(probe.with_suffix(".o"))]).returncode == 0:
-                self.levels[name] = flags
+            for flags in alternatives:
+                if run([*self.cc, *flags, "-c", str(probe), "-o", str(probe.with_suffix(".o"))]).returncode == 0:
+                    self.levels[name] = flags
+                    break
             else:
                 print(f"pyllm: {self.cc[0]} does not take the flags of {name}; that level is left out", file=sys.stderr)
                 missing.append(f"-DPYLLM_NO_{name.upper()}")

@@ -23,7 +23,7 @@ PY_LAYERS = [
     {"structured", "toolcalls", "toolforms"},
     {"tools"},
     {"pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
-    {"engine", "chat", "catalogue", "describe", "generation", "batch", "infill"},
+    {"engine", "chat", "catalogue", "describe", "generation", "batch", "infill", "saved_tape"},
     {"dialogue"},
     {"driver", "session"},
     {"llm"},

@@ -1,4 +1,5 @@
 /* How many threads pay: physical performance cores that the affinity mask and the cgroup quota allow. Linux: /proc and /sys. */
+#ifdef __linux__
 #define _GNU_SOURCE
 #include "threads.h"
 
@@ -155,3 +156,4 @@ size_t cache_l2_bytes(void) {
 #endif
     return n >= 128 << 10 && n <= 64 << 20 ? (size_t)n : 512 << 10;
 }
+#endif

@@ -1,8 +1,9 @@
+#ifndef _WIN32
 #define _GNU_SOURCE
 #include "mapping.h"
 
 #include "alloc.h"
-#include "filetime.h"
+#include "file.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -91,18 +92,12 @@ static uint8_t *reserve(size_t n) {
 }
 
 int mapping_new(int fd, const char *path, size_t offset, size_t n, mapping *m, pyllm_error *err) {
-    struct stat st;
-    *m = (mapping){.n = n, .fd = fd, .slot = -1};
-    if (fstat(fd, &st)) return err_set(err, PYLLM_ERR_IO, "%s: %s", path, strerror(errno));
-    m->file_bytes = st.st_size;
-    m->written = MTIME(st);
-    m->path = mem_alloc(strlen(path) + 1);
-    uint8_t *place = m->path ? reserve(n) : NULL;
+    TRY(mapping_describe(fd, path, n, m, err));
+    uint8_t *place = reserve(n);
     if (!place) {
         mem_free(m->path);
         return err_set(err, PYLLM_ERR_MEMORY, "no room in the address space for the %zu MB of %s", n >> 20, path);
     }
-    memcpy(m->path, path, strlen(path) + 1);
     if (mmap(place, n, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)offset) == MAP_FAILED) {
         err_set(err, PYLLM_ERR_IO, "%s cannot be mapped: %s", path, strerror(errno));
     } else {
@@ -125,7 +120,7 @@ void mapping_free(mapping *m) {
     if (!m->p) return;
     munmap((void *)m->p, m->n);
     guard_remove(m->slot);
-    close(m->fd);
+    file_close(m->fd);
     mem_free(m->path);
     m->p = NULL;
 }
@@ -139,9 +134,5 @@ void mapping_fetch(const mapping *m, size_t at, size_t n) {
 #endif
 }
 
-int mapping_check(const mapping *m, pyllm_error *err) {
-    struct stat st;
-    int changed = fstat(m->fd, &st) || st.st_size != m->file_bytes || !same_time(MTIME(st), m->written);
-    if (!changed && !atomic_load(&slots[m->slot].lost)) return 0;
-    return err_set(err, PYLLM_ERR_IO, "%s was changed while it was in use, or cannot be read any more\nhint: load the model again", m->path);
-}
+int mapping_check(const mapping *m, pyllm_error *err) { return mapping_compare(m, atomic_load(&slots[m->slot].lost), err); }
+#endif

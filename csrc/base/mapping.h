@@ -26,4 +26,8 @@ void mapping_free(mapping *m);
 void mapping_fetch(const mapping *m, size_t at, size_t n);
 /* After reading from it: 0, or PYLLM_ERR_IO if bytes were missing or the file was written to since it was mapped. Any thread. */
 int mapping_check(const mapping *m, pyllm_error *err);
+
+/* For those that implement it: all of *m but p and slot; whether the file is as it was. */
+int mapping_describe(int fd, const char *path, size_t n, mapping *m, pyllm_error *err);
+int mapping_compare(const mapping *m, int lost, pyllm_error *err);
 #endif

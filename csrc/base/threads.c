@@ -204,12 +204,16 @@ pool *pool_new(int n) {
     p->ranges = mem_array((size_t)n, sizeof *p->ranges);
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
+#ifndef _WIN32
     sigset_t all, old;                  /* inherited by the helpers: the host's signals stay with the host's threads */
     sigfillset(&all);
     sigdelset(&all, SIGBUS);            /* a fault of the thread itself (mapping.h): blocked, it would end the process */
     pthread_sigmask(SIG_SETMASK, &all, &old);
+#endif
     while (p->threads && p->ranges && p->started < n - 1 && !start_helper(p, p->started + 1)) p->started++;
+#ifndef _WIN32
     pthread_sigmask(SIG_SETMASK, &old, NULL);
+#endif
     if (!p->threads || !p->ranges || p->started < n - 1) {
         pool_free(p);
         return NULL;

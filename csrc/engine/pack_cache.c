@@ -1,22 +1,18 @@
-#define _GNU_SOURCE
 #include "pack_cache.h"
 
 #include "../base/alloc.h"
 #include "../base/checksum.h"
+#include "../base/file.h"
 #include "../base/rng.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-enum { VERSION = 1, CHUNK_BYTES = 2 << 20, DATA_OFFSET = MAPPING_ALIGN, PATH_BYTES = 4096, VECTOR_SAMPLE = 4096 };
-static const char magic[8] = "PYLLMPAK";
+enum { VERSION = 1, CHUNK_BYTES = 2 << 20, DATA_OFFSET = MAPPING_ALIGN, VECTOR_SAMPLE = 4096 };
+static const char magic[8] = {'P', 'Y', 'L', 'L', 'M', 'P', 'A', 'K'};
 
 /* Followed by path_bytes (the path, NULs up to a multiple of 8), n_chunks sums of 8 bytes, and the checksum of all before it. */
 typedef struct pack_header {
@@ -55,8 +51,7 @@ static int damaged(const char *path, const char *what, pyllm_error *err) {
 /* n bytes at an offset; PYLLM_ERR_STATE where the file ends before. */
 static int read_bytes(int fd, const char *path, void *dst, size_t n, size_t at, pyllm_error *err) {
     for (size_t done = 0; done < n;) {
-        ssize_t got = pread(fd, (uint8_t *)dst + done, n - done, (off_t)(at + done));
-        if (got < 0 && errno == EINTR) continue;
+        int64_t got = file_read(fd, (uint8_t *)dst + done, n - done, (int64_t)(at + done));
         if (got < 0) return err_set(err, PYLLM_ERR_IO, "%s: %s", path, strerror(errno));
         if (!got) return damaged(path, "it ends too early", err);
         done += (size_t)got;
@@ -67,17 +62,17 @@ static int read_bytes(int fd, const char *path, void *dst, size_t n, size_t at, 
 /* The checked header with what follows it; mem_free it. */
 static int read_header(int fd, const char *path, pack_header **out, pyllm_error *err) {
     pack_header h;
-    struct stat st;
+    file_info now;
     uint64_t sum;
     *out = NULL;
-    if (fstat(fd, &st)) return err_set(err, PYLLM_ERR_IO, "%s: %s", path, strerror(errno));
+    if (file_stat(fd, &now)) return err_set(err, PYLLM_ERR_IO, "%s: %s", path, strerror(errno));
     TRY(read_bytes(fd, path, &h, sizeof h, 0, err));
     if (memcmp(h.magic, magic, sizeof magic)) return damaged(path, "it does not begin as it should", err);
     if (h.version != VERSION) return err_set(err, PYLLM_ERR_STATE, "%s is of another version", path);
-    if (!h.path_bytes || h.path_bytes > PATH_BYTES || h.path_bytes % 8 || h.data_bytes > INT64_MAX - DATA_OFFSET ||
-        h.n_chunks != chunks(h.data_bytes) || h.n_chunks > DATA_OFFSET / 8 - PATH_BYTES)
+    if (!h.path_bytes || h.path_bytes > FILE_PATH_BYTES || h.path_bytes % 8 || h.data_bytes > INT64_MAX - DATA_OFFSET ||
+        h.n_chunks != chunks(h.data_bytes) || h.n_chunks > DATA_OFFSET / 8 - FILE_PATH_BYTES)
         return damaged(path, "its header makes no sense", err);
-    if ((uint64_t)st.st_size != DATA_OFFSET + h.data_bytes) return damaged(path, "it has not the size that its header says", err);
+    if ((uint64_t)now.size != DATA_OFFSET + h.data_bytes) return damaged(path, "it has not the size that its header says", err);
     size_t bytes = header_bytes(&h);
     pack_header *all = mem_alloc(bytes);
     if (!all) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while reading %s", path);
@@ -91,7 +86,7 @@ static int read_header(int fd, const char *path, pack_header **out, pyllm_error 
 }
 
 static int open_pack(const char *path, pyllm_error *err) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = file_open(path);
     return fd < 0 ? err_set(err, PYLLM_ERR_IO, "%s: %s", path, strerror(errno)) : fd;
 }
 
@@ -100,7 +95,7 @@ int pack_info(const char *path, pyllm_pack *out, pyllm_error *err) {
     int fd = open_pack(path, err);
     if (fd < 0) return fd;
     int rc = read_header(fd, path, &h, err);
-    close(fd);
+    file_close(fd);
     if (rc) return rc;
     *out = (pyllm_pack){.bytes = (int64_t)h->data_bytes};
     snprintf(out->model, sizeof out->model, "%s", header_path(h));
@@ -195,12 +190,12 @@ int pack_map(const char *path, const pyllm_gguf *g, const tape *t, size_t bytes,
         rc = err_set(err, PYLLM_ERR_STATE, "%s has not the weights in the places that the model needs", path);
     if (!rc) rc = mapping_new(fd, path, DATA_OFFSET, bytes, out, err);
     if (rc) {
-        close(fd);
+        file_close(fd);
     } else {
         check_job j = {.path = path, .map = out, .h = h, .g = g, .t = t};
         rc = check_all(&j, n_threads, cancel, err);
         if (rc) mapping_free(out);
-        else futimens(fd, (struct timespec[2]){{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}});   /* its last use */
+        else file_touch(fd);            /* its last use */
     }
     mem_free(h);
     return rc;
@@ -218,8 +213,7 @@ typedef struct store_job {
 /* errno, or 0. */
 static int write_bytes(int fd, const void *src, size_t n, size_t at) {
     for (size_t done = 0; done < n;) {
-        ssize_t put = pwrite(fd, (const uint8_t *)src + done, n - done, (off_t)(at + done));
-        if (put < 0 && errno == EINTR) continue;
+        int64_t put = file_write(fd, (const uint8_t *)src + done, n - done, (int64_t)(at + done));
         if (put <= 0) return put ? errno : ENOSPC;
         done += (size_t)put;
     }
@@ -238,11 +232,11 @@ static void store_chunk(void *ctx, int64_t i, int worker) {
 
 /* The header without sums: what model and which weights. */
 static int make_header(const pyllm_model *m, const pyllm_gguf *g, pack_header **out, pyllm_error *err) {
-    char real[PATH_MAX];
+    char real[FILE_PATH_BYTES];
     pack_header h = {.version = VERSION, .key = pack_key(&m->t, m->memory_bytes), .data_bytes = m->memory_bytes, .n_chunks = chunks(m->memory_bytes)};
     memcpy(h.magic, magic, sizeof magic);
     TRY(gguf_identity(g, &h.identity, err));       /* after all of the model was read: what was read is of this identity */
-    if (!realpath(gguf_path(g), real) || strlen(real) >= PATH_BYTES) return err_set(err, PYLLM_ERR_IO, "%s: %s", gguf_path(g), strerror(errno));
+    if (file_real(gguf_path(g), real)) return err_set(err, PYLLM_ERR_IO, "%s: %s", gguf_path(g), strerror(errno));
     h.path_bytes = (uint32_t)(strlen(real) + 8) / 8 * 8;
     if (header_bytes(&h) > DATA_OFFSET) return err_set(err, PYLLM_ERR_UNSUPPORTED, "%s is too large for a file of packed weights", real);
     pack_header *all = mem_zalloc(header_bytes(&h));
@@ -267,40 +261,27 @@ static int write_pack(int fd, const char *path, const pyllm_model *m, pack_heade
     uint64_t sum = checksum(h, bytes - 8);
     memcpy((uint8_t *)h + bytes - 8, &sum, 8);
     if (!failed) failed = write_bytes(fd, h, bytes, 0);
-    if (!failed && fsync(fd)) failed = errno;
+    if (!failed && file_sync(fd)) failed = errno;
     return failed ? err_set(err, PYLLM_ERR_IO, "%s cannot be written: %s", path, strerror(failed)) : 0;
 }
 
-/* The rename is on the disk when the folder is. Not a failure if that cannot be had: after a crash there is then the old file or none. */
-static void sync_folder(const char *path) {
-    char folder[PATH_MAX];
-    const char *slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
-    int fd = open(folder, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return;
-    fsync(fd);
-    close(fd);
-}
-
 int pack_store(const pyllm_model *m, const pyllm_gguf *g, const char *path, int n_threads, const volatile int32_t *cancel, pyllm_error *err) {
-    char temporary[PATH_MAX];
+    char temporary[FILE_PATH_BYTES];
     struct timespec now = {0};
     pack_header *h;
     clock_gettime(CLOCK_REALTIME, &now);
     if (n_threads < 1 || n_threads > 1024) return err_set(err, PYLLM_ERR_ARG, "n_threads is %d, must be 1 to 1024", n_threads);
-    if (snprintf(temporary, sizeof temporary, "%s.%lx-%lx.tmp", path, (long)getpid(), now.tv_nsec) >= (int)sizeof temporary)
+    if (snprintf(temporary, sizeof temporary, "%s.%lx-%lx.tmp", path, (long)getpid(), (long)now.tv_nsec) >= (int)sizeof temporary)
         return err_set(err, PYLLM_ERR_ARG, "the path %s is too long", path);
     TRY(make_header(m, g, &h, err));
-    int rc, fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0400);     /* nobody writes into it by mistake */
+    int rc, fd = file_create(temporary);
     if (fd < 0) {
         rc = err_set(err, PYLLM_ERR_IO, "%s cannot be written: %s", temporary, strerror(errno));
     } else {
-        flock(fd, LOCK_EX | LOCK_NB);
         rc = write_pack(fd, temporary, m, h, n_threads, cancel, err);
-        if (!rc && rename(temporary, path)) rc = err_set(err, PYLLM_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
-        if (rc) unlink(temporary);
-        close(fd);
-        if (!rc) sync_folder(path);
+        if (!rc && file_replace(temporary, path)) rc = err_set(err, PYLLM_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
+        if (rc) file_remove(temporary);
+        file_close(fd);
     }
     mem_free(h);
     return rc;

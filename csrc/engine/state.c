@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum { STATE_VERSION = 2 };
-static const char magic[8] = "PYLLMSEQ";
+static const char magic[8] = {'P', 'Y', 'L', 'L', 'M', 'S', 'E', 'Q'};
 
 typedef struct header {
     char magic[8];

@@ -5,17 +5,15 @@
 
 #include "../base/alloc.h"
 #include "../base/checksum.h"
-#include "../base/filetime.h"
+#include "../base/file.h"
 #include "../base/hash.h"
 #include "formats.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { KV_MAX = 1 << 16, TENSORS_MAX = 1 << 17, PARTS_MAX = 4096, KEY_MAX = 65535, NAME_MAX_BYTES = 256, PATH_BYTES = 4096 };
+enum { KV_MAX = 1 << 16, TENSORS_MAX = 1 << 17, PARTS_MAX = 4096, KEY_MAX = 65535, NAME_MAX_BYTES = 256 };
 static const uint64_t header_max = 1ULL << 29;
 static const uint8_t value_bytes[13] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 enum { TYPE_U16 = 2, TYPE_U32 = 4, TYPE_I32 = 5, TYPE_STRING = 8, TYPE_ARRAY = 9 };
@@ -66,16 +64,15 @@ static int bad(const reader *r, const char *what) {
 
 /* Size and time of the last change, as the system has them now. 0 if they are what they were at opening. */
 static int changed(const part *f) {
-    struct stat st;
-    if (fstat(f->fd, &st)) return -1;
-    return (uint64_t)st.st_size != f->size || !same_time(MTIME(st), f->written);
+    file_info now;
+    if (file_stat(f->fd, &now)) return -1;
+    return (uint64_t)now.size != f->size || !same_time(now.written, f->written);
 }
 
 /* Whoever writes into an open model gets an error, never text from half a model: the look at the file comes after the reading. */
 static int read_at(const part *f, uint64_t at, uint64_t n, uint8_t *dst, pyllm_error *err) {
     while (n) {
-        ssize_t got = pread(f->fd, dst, n < (1u << 30) ? (size_t)n : 1u << 30, (off_t)at);
-        if (got < 0 && errno == EINTR) continue;
+        int64_t got = file_read(f->fd, dst, n < (1u << 30) ? (size_t)n : 1u << 30, (int64_t)at);
         if (got <= 0)
             return err_set(err, PYLLM_ERR_IO, "%s: %s at byte %llu\nhint: the file was changed or its disk is failing", f->path,
                            got ? strerror(errno) : "ends", (unsigned long long)at);
@@ -299,18 +296,18 @@ static int settled(struct timespec last) {
 
 static int open_part(pyllm_gguf *g, const char *path, pyllm_error *err) {
     part *f = &g->parts[g->n_parts];
-    struct stat st;
-    *f = (part){.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};   /* a pipe must not make us wait */
+    file_info now;
+    *f = (part){.fd = file_open(path)};
     if (f->fd < 0) return err_set(err, PYLLM_ERR_IO, "%s: %s\nhint: check the path", path, strerror(errno));
     g->n_parts++;
     f->path = copy((const uint8_t *)path, strlen(path));
     if (!f->path) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while opening a file");
-    if (fstat(f->fd, &st)) return err_set(err, PYLLM_ERR_IO, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(st.st_mode))
-        return err_set(err, PYLLM_ERR_IO, "%s is %s\nhint: give the path of a GGUF file", path, S_ISDIR(st.st_mode) ? "a folder" : "not a regular file");
-    f->size = (uint64_t)st.st_size;
-    f->written = MTIME(st);
-    f->noted = CTIME(st);
+    if (file_stat(f->fd, &now)) return err_set(err, PYLLM_ERR_IO, "%s: %s", path, strerror(errno));
+    if (!now.is_file)
+        return err_set(err, PYLLM_ERR_IO, "%s is %s\nhint: give the path of a GGUF file", path, now.is_folder ? "a folder" : "not a regular file");
+    f->size = (uint64_t)now.size;
+    f->written = now.written;
+    f->noted = now.noted;
     f->settled = settled(f->noted);
     return 0;
 }
@@ -408,15 +405,15 @@ static int read_part(pyllm_gguf *g, split *s, pyllm_error *err) {
 static int split_path(const char *first, uint64_t no, uint64_t count, char *out, pyllm_error *err) {
     char tail[32];
     size_t n = strlen(first), k = (size_t)snprintf(tail, sizeof tail, "-%05u-of-%05u.gguf", 1u, (unsigned)count);
-    if (n <= k || n >= PATH_BYTES || strcmp(first + n - k, tail))
+    if (n <= k || n >= FILE_PATH_BYTES || strcmp(first + n - k, tail))
         return err_set(err, PYLLM_ERR_FORMAT, "%s: the first of %llu files must be named ...%s\nhint: keep the names of the set as published", first,
                        (unsigned long long)count, tail);
-    snprintf(out, PATH_BYTES, "%.*s-%05u-of-%05u.gguf", (int)(n - k), first, (unsigned)no + 1, (unsigned)count);
+    snprintf(out, FILE_PATH_BYTES, "%.*s-%05u-of-%05u.gguf", (int)(n - k), first, (unsigned)no + 1, (unsigned)count);
     return 0;
 }
 
 static int open_rest(pyllm_gguf *g, const char *path, const split *set, pyllm_error *err) {
-    char next[PATH_BYTES];
+    char next[FILE_PATH_BYTES];
     part *p = mem_realloc(g->parts, set->count * sizeof *p);
     if (!p) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while opening %llu files", (unsigned long long)set->count);
     g->parts = p;
@@ -498,7 +495,7 @@ int gguf_add(pyllm_gguf *g, const char *path, const char *prefix, pyllm_error *e
 void gguf_close(pyllm_gguf *g) {
     if (!g) return;
     for (int32_t i = 0; i < g->n_parts; i++) {
-        close(g->parts[i].fd);
+        file_close(g->parts[i].fd);
         mem_free(g->parts[i].header);
         mem_free(g->parts[i].path);
     }
@@ -522,7 +519,7 @@ int gguf_reopen(const pyllm_gguf *g, pyllm_gguf **out, pyllm_error *err) {
     int rc = n && n->parts && n->tensors ? 0 : err_set(err, PYLLM_ERR_MEMORY, "out of memory while keeping the model file open");
     for (int32_t i = 0; i < g->n_parts && !rc; i++) {
         part *f = &n->parts[i];
-        f->fd = fcntl(g->parts[i].fd, F_DUPFD_CLOEXEC, 0);
+        f->fd = file_dup(g->parts[i].fd);
         if (f->fd < 0) {
             rc = err_set(err, PYLLM_ERR_IO, "%s: %s", g->parts[i].path, strerror(errno));
             break;
@@ -585,12 +582,12 @@ int gguf_identity(const pyllm_gguf *g, uint64_t *id, pyllm_error *err) {
     *id = (uint64_t)g->n_parts;
     for (int32_t i = 0; i < g->n_parts; i++) {
         const part *f = &g->parts[i];
-        struct stat st;
-        if (fstat(f->fd, &st)) return err_set(err, PYLLM_ERR_IO, "%s: %s", f->path, strerror(errno));
-        if ((uint64_t)st.st_size != f->size || !same_time(MTIME(st), f->written) || !same_time(CTIME(st), f->noted))
+        file_info now;
+        if (file_stat(f->fd, &now)) return err_set(err, PYLLM_ERR_IO, "%s: %s", f->path, strerror(errno));
+        if ((uint64_t)now.size != f->size || !same_time(now.written, f->written) || !same_time(now.noted, f->noted))
             return err_set(err, PYLLM_ERR_STATE, "%s was changed while it was in use", f->path);
         if (!f->settled) return err_set(err, PYLLM_ERR_STATE, "%s was changed a moment before it was opened", f->path);
-        int64_t marks[5] = {st.st_size, f->written.tv_sec, f->written.tv_nsec, f->noted.tv_sec, f->noted.tv_nsec};
+        int64_t marks[5] = {now.size, f->written.tv_sec, f->written.tv_nsec, f->noted.tv_sec, f->noted.tv_nsec};
         *id = checksum_mix(*id, checksum(marks, sizeof marks));
     }
     return 0;

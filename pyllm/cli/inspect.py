@@ -20,6 +20,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--metadata", action="store_true", help="only the metadata")
     what.add_argument("--tensors", action="store_true", help="only the tensors")
     what.add_argument("--tape", action="store_true", help="the steps that the engine runs, as text (docs/tape.md)")
+    what.add_argument("--save", metavar="TAPE",
+                      help="write the tape with what chats have around messages, for hosts without Python (docs/tape.md)")
     parser.add_argument("--cost", action="store_true", help="with --tape: what every step reads and computes, and the least time for it")
     add_json(parser)
 
@@ -31,6 +33,9 @@ def run(args: argparse.Namespace) -> int:
     with GGUF(model_file(args.file)) as gguf:
         if args.cost and not args.tape:
             raise ArgumentError("--cost tells about the steps of a tape\nhint: inspect --tape --cost")
+        if args.save:
+            _save(gguf, args.save)
+            return 0
         if args.tape:
             (_costs if args.cost else _tape)(gguf, args.json)
             return 0
@@ -60,6 +65,21 @@ def _tape(gguf: GGUF, as_json: bool) -> None:
         print_json({"path": gguf.path, "tape": text})
     else:
         print(text, end="")
+
+
+def _save(gguf: GGUF, path: str) -> None:
+    from ..errors import FileError
+    from ..saved_tape import saved_tape
+
+    text = saved_tape(gguf)
+    try:
+        with open(path, "x", encoding="ascii", newline="\n") as f:
+            f.write(text)
+    except OSError as e:
+        raise FileError(f"{path} cannot be written: {e.strerror}\nhint: give the name of a new file") from e
+    reason = next((line[2:] for line in text.splitlines() if line.startswith("# no chat: ")), None)
+    if reason:
+        note(reason)
 
 
 def _costs(gguf: GGUF, as_json: bool) -> None:
