@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Speed and memory of quantizing against llama.cpp: the same tensors, the same threads, run by run in turns.
 
-    python tools/bench_quantize.py --folder FOLDER [--mix Q4_K_M] [--source bf16] [--threads N] [--rounds 3] [--layers 16]
+    python tools/bench_quantize.py --folder FOLDER [--mix Q4_K_M] [--source checkpoint] [--threads N] [--rounds 3] [--layers 16]
                                    [--peer native|avx2] [--peer-python PYTHON] [--json FILE] [--check]
 
 FOLDER gets synthetic models of tools/make_model.py (1.2 billion parameters unless --layers says otherwise: 2.5 GB each) that stay there,
-and the outputs, which don't. We start from a BF16 file (or --source f16), llama-cpp-python (as tools/bench_peers.py builds it) from F16, as
-its converter makes them; only the quantizing call is timed, ours with its checksum of the source and its last fsync. A round runs one, then
-the other, the first of the two alternating, each in a process of its own that reports its peak resident memory (VmHWM) and its processor
-time. The figure is the median of the rounds' ratios ours / theirs (below 1 = faster). Processor time says how much of a ratio is due to
-others on the machine. --check: exit status 1 if the ratio is above 0.4 or our memory above 350 MB.
+and the outputs, which don't. We start from a BF16 checkpoint as Hugging Face's libraries write it (--source bf16, f16: from a GGUF file),
+llama-cpp-python (as tools/bench_peers.py builds it) from F16, as its converter makes them; only the one call is timed, ours with its
+checksum of the source and its last fsync. A round runs one, then the other, the first of the two alternating, each in a process of its own
+that reports its peak resident memory (VmHWM) and its processor time. The figure is the median of the rounds' ratios ours / theirs (below 1
+= faster). Processor time says how much of a ratio is due to others on the machine. --check: exit status 1 if the ratio is above 0.4 or our
+memory above 350 MB.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,10 +36,10 @@ print(json.dumps({"seconds": seconds, "cpu_seconds": t.user + t.system, "peak_by
 """
 OURS = """
 import json, os, sys, time
-from pyllm.quantize import quantize
+from pyllm.quantize import convert, quantize
 source, out, mix, threads = sys.argv[1:]
 begin = time.perf_counter()
-quantize(source, out, mix, n_threads=int(threads))
+(convert if os.path.isdir(source) else quantize)(source, out, mix, n_threads=int(threads))
 seconds = time.perf_counter() - begin
 """ + REPORT
 THEIRS = """
@@ -64,11 +66,46 @@ def model(folder: Path, kind: str, layers: int) -> Path:
     return path
 
 
+def checkpoint(folder: Path, layers: int) -> Path:
+    """The BF16 model as a folder that transformers would read, made if it is not there."""
+    from pyllm.gguf import GGUF
+    from pyllm.models import families
+
+    out = folder / f"synthetic-{layers}"
+    if out.exists():
+        return out
+    part = out.with_suffix(".part")
+    part.mkdir(exist_ok=True)
+    stems = {ours: theirs for theirs, ours in families()["llama"].tensors.items()}
+    with GGUF(model(folder, "bf16", layers)) as gguf, open(part / "model.safetensors", "wb") as f:
+        header, at = {}, 0
+        for name, t in gguf.tensors.items():
+            stem, layer = re.sub(r"\.(\d+)\.", ".{i}.", name.removesuffix(".weight")), re.search(r"\.(\d+)\.", name)
+            header[f"{stems[stem].replace('{i}', layer[1] if layer else '')}.weight"] = {
+                "dtype": t.type.upper(), "shape": t.shape[::-1], "data_offsets": [at, at + t.n_bytes]}
+            at += t.n_bytes
+        text = json.dumps(header).encode()
+        f.write(len(text).to_bytes(8, "little") + text)
+        for name, t in gguf.tensors.items():
+            for at in range(0, t.n_bytes, 1 << 24):
+                f.write(gguf.read_bytes(name, at, min(1 << 24, t.n_bytes - at)))
+        key, n_vocab = "llama.{}".format, gguf.tensors["token_embd.weight"].shape[1]
+        config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": layers, "vocab_size": n_vocab, "tie_word_embeddings": True,
+                  "hidden_size": gguf.kv[key("embedding_length")], "num_attention_heads": gguf.kv[key("attention.head_count")],
+                  "num_key_value_heads": gguf.kv[key("attention.head_count_kv")], "rms_norm_eps": 1e-5, "rope_theta": 5e5,
+                  "intermediate_size": gguf.kv[key("feed_forward_length")], "max_position_embeddings": gguf.kv[key("context_length")]}
+    (part / "config.json").write_text(json.dumps(config))
+    words = {"type": "BPE", "vocab": {f"w{i}": i for i in range(n_vocab)}, "merges": []}
+    (part / "tokenizer.json").write_text(json.dumps({"model": words, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}))
+    return part.rename(out)
+
+
 def measure(python: str, code: str, source: Path, out: Path, mix: str, threads: int) -> dict[str, float]:
     """One run: seconds, cpu_seconds, peak_bytes."""
-    with open(source, "rb", buffering=0) as f:     # both read from the page cache
-        while f.read(1 << 24):
-            pass
+    for path in source.iterdir() if source.is_dir() else [source]:
+        with open(path, "rb", buffering=0) as f:    # both read from the page cache
+            while f.read(1 << 24):
+                pass
     os.sync()                                       # what others wrote is not to be waited for by us
     done = subprocess.run([python, "-I", "-c", code, str(source), str(out), mix, str(threads)], capture_output=True, text=True, check=False)
     size = out.stat().st_size if out.exists() else 0
@@ -81,7 +118,8 @@ def measure(python: str, code: str, source: Path, out: Path, mix: str, threads: 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     from pyllm.quantize.recipes import MIXES, find_mix
 
-    ours, theirs = (model(args.folder, kind, args.layers) for kind in (args.source, "f16"))
+    ours = checkpoint(args.folder, args.layers) if args.source == "checkpoint" else model(args.folder, args.source, args.layers)
+    theirs = model(args.folder, "f16", args.layers)
     out, mix = args.folder / "out.gguf", find_mix(args.mix)
     runs = {"ours": (sys.executable, OURS, ours, out, mix, args.threads),
             "peer": (args.peer_python or peer_python(args.peer), THEIRS, theirs, out, str(MIXES[mix].file_type), args.threads)}
@@ -107,7 +145,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where models and outputs go")
     parser.add_argument("--mix", default="Q4_K_M")
-    parser.add_argument("--source", choices=("bf16", "f16"), default="bf16", help="type of our input")
+    parser.add_argument("--source", choices=("checkpoint", "bf16", "f16"), default="checkpoint", help="our input")
     parser.add_argument("--threads", type=int, default=lib.pyllm_threads_default())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=16)
