@@ -212,7 +212,7 @@ RAW: list[bytes] = [
     head("X: " + "y" * 1_000_000, JSON, LENGTH) + BODY, head("X: a\0b", JSON, LENGTH) + BODY, head("X : y", JSON, LENGTH) + BODY,
     head(JSON, LENGTH, start=f"FOO {CHAT} HTTP/1.1") + BODY, head(start="TRACE / HTTP/1.1"), head(start="CONNECT evil.example:80 HTTP/1.1"),
     head(start="OPTIONS * HTTP/1.1"), head(f"Origin: {EVIL}", "Access-Control-Request-Method: POST", start=f"OPTIONS {CHAT} HTTP/1.1"),
-    head(start="GET /" + "x" * 100_000 + " HTTP/1.1"), head(start="GET / HTTP/9.9"), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    head(start="GET /" + "x" * 100_000 + " HTTP/1.1"), head(start="GET /nothing HTTP/9.9"), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01" * 20 + b"\n\n",
     b"\0" * 1000 + b"\n\n", b"\r\n\r\n\r\n" * 10 + b"x\r\n\r\n", b"GET / HTTP/1.1\nHost: x\n y: z\n\n",
 ]
