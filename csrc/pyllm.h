@@ -246,8 +246,9 @@ int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int
                float *logits, const volatile int32_t *cancel, pyllm_error *err);
 /* From now on every step of the tape adds the seconds it takes to seconds[its index], caller's array of pyllm_model_n_steps; NULL: no longer. */
 void pyllm_engine_profile(pyllm_engine *e, double *seconds);
-/* From now on step i of the tape adds the squares of its first input, column by column, to sums[i], caller's [width of that input]; sums has
-   pyllm_model_n_steps entries, NULL where nothing is wanted. Doubles, rows in batch order: the sums depend on the batches' order alone. A step that
+/* From now on step i of the tape adds the squares of its first input, column by column, to sums[i], caller's [width of that input], or for a step
+   over a stack of matrices [matrices][width of one + 1], each with the number of its rows last; sums has pyllm_model_n_steps entries, NULL where
+   nothing is wanted. Doubles, rows in batch order: the sums depend on the batches' order alone. A step that
    fails may have added some. NULL: no longer. */
 void pyllm_engine_observe(pyllm_engine *e, double *const *sums);
 /* From now on a batch runs only the tape's steps [first, last): what the earlier ones would have computed and is still needed comes from

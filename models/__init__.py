@@ -25,8 +25,11 @@ class Arch:
     names: ClassVar[tuple[str, ...]]                    # GGUF's general.architecture, then Hugging Face class names
     neox: ClassVar[bool] = True                         # rope turns pairs (i, i + n/2); False: (2i, 2i + 1)
     layer_norm: ClassVar[bool] = False                  # norms take the mean off and may have a bias; False: RMS norms
+    yarn_truncates: ClassVar[bool] = True               # YaRN's ramp begins and ends at whole pairs
     defaults: ClassVar[dict[str, Any]] = {}             # hyperparameters that the family's files may leave out
-    tensors: ClassVar[dict[str, str]]                   # checkpoint's name to GGUF's, without .weight and .bias; {i}: layer, {e}: in stack
+    # Checkpoint's name to GGUF's, both without .weight and .bias, or both whole. {i}: layer; {e}: in a stack; several names: each has some
+    # of the rows, see row_order.
+    tensors: ClassVar[dict[str, Any]]
     hf_ignored: ClassVar[tuple[str, ...]] = ()          # whole names of what checkpoints hold and no model needs
     hf_defaults: ClassVar[dict[str, Any]] = {}          # entries that config.json may leave out
     hf_keys: ClassVar[dict[str, str]] = {}              # usual entry of config.json to what the family's files call it
@@ -40,7 +43,8 @@ class Arch:
         raise NotImplementedError
 
     def row_order(self, name: str, n: int, config: Mapping[str, Any]) -> NDArray[np.intp] | None:
-        """Where the n rows (of a bias: elements) of a GGUF tensor stand in the checkpoint's: [n]; None if they are in the same order."""
+        """Which of the checkpoint's n rows (of a bias: elements) are those of a GGUF tensor, in its order; None: all as they are. Of a
+        stack: of each matrix."""
         return None
 
     def offset(self, name: str) -> float:
@@ -55,12 +59,15 @@ class Arch:
         """Whether the checkpoint has a GGUF matrix [out, in] as [in, out]."""
         return False
 
-    def gguf_name(self, hf_name: str) -> str | None:
-        """GGUF's name for a checkpoint's tensor; None if the family has no such tensor. All matrices of a stack have one name."""
+    def gguf_names(self, hf_name: str) -> tuple[str, ...]:
+        """GGUF's name for a checkpoint's tensor; several where it holds what GGUF keeps apart, none if the family has no such tensor. All
+        matrices of a stack have one name."""
         pattern, numbers = _pattern(hf_name)
         stem, _, kind = pattern.rpartition(".")
-        name = self.tensors.get(stem)
-        return f"{name.replace('{i}', numbers[0] if numbers else '')}.{kind}" if name else None
+        found = self.tensors.get(pattern) or self.tensors.get(stem) or ()
+        ending = "" if pattern in self.tensors else f".{kind}"
+        names = (found,) if isinstance(found, str) else found
+        return tuple(name.replace("{i}", numbers[0] if numbers else "") + ending for name in names)
 
     def ignores(self, hf_name: str) -> bool:
         return _pattern(hf_name)[0] in self.hf_ignored

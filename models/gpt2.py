@@ -43,8 +43,8 @@ class Gpt2(Arch):
             x = g.linear(h, "ffn_down", add=x)
         return g.linear(g.norm(g.rows(x), "output_norm"), "output", tied="token_embd")
 
-    def gguf_name(self, hf_name: str) -> str | None:
-        return super().gguf_name(hf_name.removeprefix("transformer."))      # the published checkpoints do without
+    def gguf_names(self, hf_name: str) -> tuple[str, ...]:
+        return super().gguf_names(hf_name.removeprefix("transformer."))      # the published checkpoints do without
 
     def transposed(self, name: str) -> bool:
         return name.startswith("blk.") and "norm" not in name and name.endswith(".weight")

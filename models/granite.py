@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .llama import Llama
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Granite(Llama):
-    names = ("granite", "GraniteForCausalLM")
+    names: ClassVar[tuple[str, ...]] = ("granite", "GraniteForCausalLM")
     hf_keys = {"logit_scale": "logits_scaling"}
 
     def forward(self, g: Builder, c: Config) -> Value:

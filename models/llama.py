@@ -1,4 +1,5 @@
-"""Llama 1 to 3.x (Touvron et al., arXiv:2302.13971; Grattafiori et al., arXiv:2407.21783), SmolLM2, Mistral 7B and relatives."""
+"""Llama 1 to 3.x (Touvron et al., arXiv:2302.13971; Grattafiori et al., arXiv:2407.21783), SmolLM2, Mistral 7B, Mixtral
+(arXiv:2401.04088) and relatives."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class Llama(Arch):
-    names: ClassVar[tuple[str, ...]] = ("llama", "LlamaForCausalLM", "MistralForCausalLM")
+    names: ClassVar[tuple[str, ...]] = ("llama", "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")
     neox = False
-    tensors = {
+    hf_keys: ClassVar[dict[str, str]] = {"num_experts": "num_local_experts"}
+    tensors: ClassVar[dict[str, Any]] = {
         "model.embed_tokens": "token_embd",
         "model.layers.{i}.input_layernorm": "blk.{i}.attn_norm",
         "model.layers.{i}.self_attn.q_proj": "blk.{i}.attn_q",
@@ -29,6 +31,10 @@ class Llama(Arch):
         "model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_gate",
         "model.layers.{i}.mlp.up_proj": "blk.{i}.ffn_up",
         "model.layers.{i}.mlp.down_proj": "blk.{i}.ffn_down",
+        "model.layers.{i}.block_sparse_moe.gate": "blk.{i}.ffn_gate_inp",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w1": "blk.{i}.ffn_gate_exps",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w2": "blk.{i}.ffn_down_exps",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w3": "blk.{i}.ffn_up_exps",
         "model.norm": "output_norm",
         "lm_head": "output",
     }
@@ -42,7 +48,10 @@ class Llama(Arch):
                 q, k = g.rope(q, k)
             x = g.linear(g.attention(q, k, v, window=c.window), "attn_output", add=x)
             h = g.norm(x, "ffn_norm")
-            x = g.linear(g.gated(h, "ffn_gate", "ffn_up", act="silu"), "ffn_down", add=x)
+            if g.has("ffn_gate_inp"):
+                x = g.moe(h, add=x)
+            else:
+                x = g.linear(g.gated(h, "ffn_gate", "ffn_up", act="silu"), "ffn_down", add=x)
         return g.linear(g.norm(g.rows(x), "output_norm"), "output", tied="token_embd")
 
     def has_rope(self, layer: int) -> bool:

@@ -48,8 +48,6 @@ def tape_text(gguf: File, ctx: int | None = None) -> str:
 def build(gguf: File, ctx: int | None = None) -> tuple[str, Config]:
     """The tape and the checked hyperparameters. Raises UnsupportedModel or FormatError, naming the file."""
     arch = find_family(gguf)
-    if gguf.kv.get(f"{arch.name}.expert_count"):
-        raise errors.UnsupportedModel(f"{gguf.path}: mixtures of experts are not supported\nhint: choose a dense model")
     config = hparams.read(gguf.kv, arch, gguf.path, n_vocab=_rows_of(gguf, "token_embd.weight"), n_ctx=ctx)
     builder = Builder(gguf, arch, config)
     return builder.text(arch.forward(builder, config)), config
@@ -150,14 +148,15 @@ class Builder:
             return q
         return self._step("temperature", ["q_scaled"], [("in", q), ("scale", c.attn_temperature), ("length", c.temperature_length)])[0]
 
-    def attention(self, q: Value, k: Value, v: Value, *, scale: float | None = None, window: int = 0, softcap: float = 0.0) -> Value:
+    def attention(self, q: Value, k: Value, v: Value, *, scale: float | None = None, window: int = 0, softcap: float = 0.0,
+                  sinks: str = "") -> Value:
         """Causal attention over the sequence so far. scale: factor on q.k, by default 1/sqrt(head size); window: how many
-        positions a row sees, 0 = all."""
+        positions a row sees, 0 = all; sinks: a score for each head that counts as one more position without value."""
         c = self.c
         layer, self._attentions = self._attentions, self._attentions + 1
         params = [("in", f"{q.name},{k.name},{v.name}"), ("layer", layer), ("heads", c.n_heads), ("kv_heads", c.n_kv_heads),
                   ("dim", c.head_dim), ("scale", 1 / sqrt(c.head_dim) if scale is None else scale), ("window", window),
-                  ("softcap", softcap)]
+                  ("softcap", softcap), *([("sinks", self._weight(sinks))] if sinks else [])]
         return self._step("attn", ["attn"], params)[0]
 
     def gated(self, x: Value, gate: str, up: str, *, act: str) -> Value:
@@ -166,6 +165,24 @@ class Builder:
             g, u = self.linear(x, gate, up)
             return self._step("glu", ["ffn"], [("in", f"{g.name},{u.name}"), ("act", act)])[0]
         return self._step("gated", ["ffn"], [("in", x), ("w", f"{self._weight(gate)},{self._weight(up)}"), ("act", act)])[0]
+
+    def glu(self, gate: Value, up: Value, *, act: str) -> Value:
+        """act(gate) * up; a gate of one value counts for all of up."""
+        return self._step("glu", ["glu"], [("in", f"{gate.name},{up.name}"), ("act", act)])[0]
+
+    def moe(self, x: Value, *, act: str = "silu", add: Value | None = None) -> Value:
+        """A mixture of experts (GGUF's ffn_gate_inp and ffn_*_exps), as the file's hyperparameters say. act: as in gated, or swiglu_oai;
+        add: a residual."""
+        c = self.c
+        scores = self.linear(x, "ffn_gate_inp")
+        chosen = self._step("route", ["route"], [("in", scores), ("k", c.n_experts_used), ("gate", c.expert_gating - 1),
+                                                 ("renorm", int(c.expert_norm)), ("scale", c.expert_scale or 1.0),
+                                                 ("bias", self._bias("exp_probs_b"))])[0]
+        names = ("ffn_gate_exps", "ffn_up_exps")
+        params = [("in", f"{x.name},{chosen.name}"), ("w", ",".join(map(self._weight, names))), ("bias", ",".join(map(self._bias, names)))]
+        h = self._step("moe_gated", ["experts"], [*params, ("act", act)])[0]
+        params = [("in", f"{h.name},{chosen.name}"), ("w", self._weight("ffn_down_exps")), ("bias", self._bias("ffn_down_exps"))]
+        return self._step("moe_down", ["moe"], [*params, *_optional(add)])[0]
 
     def _is_adapted(self, name: str) -> bool:
         return any(f"{self._full(name)[0]}.weight" in adapter.scales for adapter in self.gguf.adapters)
@@ -252,7 +269,7 @@ class Builder:
             if local:
                 freqs, mscale = rope.base_frequencies(self.c.rope_base_local, self.c.n_rot), 1.0
             else:
-                freqs, mscale = rope.frequencies(self.c, self._rope_factors())
+                freqs, mscale = rope.frequencies(self.c, self._rope_factors(), truncate=self.arch.yarn_truncates)
             self._tables.append(" ".join(["table", table, *map(f32_hex, freqs)]))
             layer, self._layer = self._layer, None
             self._angles[local] = self._step("angles", ["angles"], [("table", table), ("mscale", mscale)])[0]

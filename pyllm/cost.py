@@ -57,13 +57,30 @@ def run_costs(gguf: GGUF, tape: str, n: int, size: int, depth: int, kv: str) -> 
 
 def _steps(gguf: GGUF, tape: str, rows: int, depth: int, kv: str, logits: int) -> Iterator[Cost]:
     n = rows
+    chosen = 0                  # experts a row
     for line in tape.splitlines():
         op, name, *words = line.split(" ")
         if op in ("hparam", "ignore", "table", "pyllm-tape") or op.startswith("#"):
             continue
         params = dict(word.split("=", 1) for word in words)
         n = logits if op == "rows" else n
-        yield Cost(op, name.split(",")[0], *_work(gguf, op, params, n, depth, kv))
+        chosen = int(params["k"]) if op == "route" else chosen
+        if op.startswith("moe_"):
+            yield Cost(op, name, *_mixture(gguf, params, n, chosen))
+        else:
+            yield Cost(op, name.split(",")[0], *_work(gguf, op, params, n, depth, kv))
+
+
+def _mixture(gguf: GGUF, params: dict[str, str], n: int, chosen: int) -> tuple[int, int]:
+    """(bytes, multiply-adds) of n rows that choose so many experts each: the matrices of an expert are read if any row chose it. How many
+    that are is taken as if choices were even."""
+    size = macs = 0.0
+    for name in params["w"].split(","):
+        tensor = gguf.tensors[name]
+        share = chosen / tensor.shape[2]
+        size += tensor.n_bytes * (1 - (1 - share) ** n)
+        macs += n * prod(tensor.shape) * share * (4 if tensor.type in _FLOATS else 1)
+    return round(size), round(macs)
 
 
 def _work(gguf: GGUF, op: str, params: dict[str, str], n: int, depth: int, kv: str) -> tuple[int, int]:

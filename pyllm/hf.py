@@ -43,16 +43,16 @@ def text_config(config: Config, arch: Arch) -> dict[str, Any]:
     return {**arch.hf_defaults, **given, **{usual: given[own] for usual, own in arch.hf_keys.items() if own in given}}
 
 
-def gguf_name(hf_name: str, config: Config, arch: Arch, where: str) -> str | None:
-    """GGUF's name of a checkpoint's tensor; None for what the model does without. Raises UnsupportedModel for what it cannot."""
+def gguf_names(hf_name: str, config: Config, arch: Arch, where: str) -> tuple[str, ...]:
+    """GGUF's names of a checkpoint's tensor; none for what the model does without. Raises UnsupportedModel for what it cannot."""
     if hf_name.startswith(_OTHER_PARTS) or arch.ignores(hf_name) or (hf_name in _HEADS and config.get("tie_word_embeddings")):
-        return None
+        return ()
     prefix = next((p for p in _PREFIXES if hf_name.startswith(p)), "")
-    name = arch.gguf_name(_PREFIXES.get(prefix, "") + hf_name.removeprefix(prefix))
-    if name is None:
+    names = arch.gguf_names(_PREFIXES.get(prefix, "") + hf_name.removeprefix(prefix))
+    if not names:
         raise errors.UnsupportedModel(f"{where}: tensor {hf_name} is not part of {arch.name} as described in models/\n"
                                       "hint: the checkpoint is a variant that needs its own description")
-    return name
+    return names
 
 
 def metadata(config: Config, arch: Arch) -> dict[str, Any]:

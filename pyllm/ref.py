@@ -118,7 +118,7 @@ class _Run:
         return q * (1 + float.fromhex(scale) * np.log1p(steps))
 
     def attn(self, q: Array, k: Array, v: Array, layer: str, heads: str, kv_heads: str, dim: str, scale: str, window: str,
-             softcap: str) -> Array:
+             softcap: str, sinks: str = "") -> Array:
         t, cap, w = len(q), float.fromhex(softcap), int(window)
         group = int(heads) // int(kv_heads)
         q, k, v = (x.reshape(t, -1, int(dim)).swapaxes(0, 1) for x in (q, k, v))       # [heads, T, dim]
@@ -128,8 +128,10 @@ class _Run:
             scores = cap * np.tanh(scores / cap)
         back = np.arange(t)[:, None] - np.arange(t)
         scores[:, (back < 0) | (back >= w if w else False)] = -np.inf
-        p = np.exp(scores - scores.max(axis=2, keepdims=True))
-        o = (p / p.sum(axis=2, keepdims=True)) @ v
+        most = scores.max(axis=2, keepdims=True)
+        p = np.exp(scores - most)
+        extra = np.exp(self.weight(sinks)[:, None, None] - most) if sinks else 0
+        o = (p / (p.sum(axis=2, keepdims=True) + extra)) @ v
         return np.ascontiguousarray(o.swapaxes(0, 1)).reshape(t, -1)
 
     def gated(self, x: Array, w: str, act: str) -> Array:
@@ -137,10 +139,43 @@ class _Run:
         return self.glu(gate, up, act)
 
     def glu(self, gate: Array, up: Array, act: str) -> Array:
+        if act == "swiglu_oai":
+            gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+            return np.asarray(gate / (1 + np.exp(-1.702 * gate)) * (up + 1))
         return _act(act, gate) * up
 
     def act(self, x: Array, act: str) -> Array:
         return _act(act, x)
+
+    def route(self, x: Array, k: str, gate: str, renorm: str, scale: str, bias: str) -> Array:
+        scores = (_softmax(x), 1 / (1 + np.exp(-x)), x)[int(gate)]
+        rank = scores if bias == "-" else scores + self.weight(bias)
+        chosen = np.sort(np.argsort(-rank, axis=1, kind="stable")[:, : int(k)], axis=1)
+        weights = np.take_along_axis(scores, chosen, axis=1)
+        if gate == "2":
+            weights = _softmax(weights)
+        if renorm == "1":
+            weights = weights / weights.sum(axis=1, keepdims=True)
+        return np.concatenate([chosen, weights * float.fromhex(scale)], axis=1)
+
+    def _by_expert(self, x: Array, chosen: Array, w: str, bias: str) -> Array:
+        """Products [rows, choices, out] of x [rows, 1 or choices, in] with the matrices of its choices."""
+        stack, k = self.weight(w), chosen.shape[1] // 2
+        out = np.zeros((len(x), k, stack.shape[1]))
+        for e in np.unique(chosen[:, :k]).astype(int):
+            row, choice = np.nonzero(chosen[:, :k] == e)
+            y = self.product(x[row, choice if x.shape[1] > 1 else 0], w, stack[e])
+            out[row, choice] = y if bias == "-" else y + self.weight(bias)[e]
+        return out
+
+    def moe_gated(self, x: Array, chosen: Array, w: str, bias: str, act: str) -> Array:
+        gate, up = (self._by_expert(x[:, None], chosen, m, b) for m, b in zip(w.split(","), bias.split(","), strict=True))
+        return self.glu(gate, up, act).reshape(len(x), -1)
+
+    def moe_down(self, h: Array, chosen: Array, w: str, bias: str, add: str | None = None) -> Array:
+        k = chosen.shape[1] // 2
+        y = self._by_expert(h.reshape(len(h), k, -1), chosen, w, bias)
+        return self.plus(np.asarray((y * chosen[:, k:, None]).sum(axis=1)), add)
 
     def rows(self, x: Array) -> Array:
         return x        # every position's logits are wanted here
@@ -172,6 +207,12 @@ def _act(name: str, x: Array) -> Array:
         y = np.maximum(x, 0) ** (2 if name == "relu2" else 1)
     else:
         assert name == "sigmoid", name
+    return y
+
+
+def _softmax(x: Array) -> Array:
+    p = np.exp(x - x.max(axis=-1, keepdims=True))
+    y: Array = p / p.sum(axis=-1, keepdims=True)
     return y
 
 

@@ -16,7 +16,7 @@ from .hparams import Config
 PI = 3.141592653589793
 
 
-def frequencies(c: Config, factors: Sequence[float] | None = None) -> tuple[list[float], float]:
+def frequencies(c: Config, factors: Sequence[float] | None = None, *, truncate: bool = True) -> tuple[list[float], float]:
     """(radians a position for every pair, factor on cos and sin) of a model's global layers.
 
     factors: divisors of the frequencies from the file's tensors (llama3's rope_freqs, longrope's long or short ones)."""
@@ -31,7 +31,7 @@ def frequencies(c: Config, factors: Sequence[float] | None = None) -> tuple[list
     if c.rope_scaling == "linear":
         return [f / c.rope_factor for f in plain], c.rope_attn_factor
     if c.rope_scaling == "yarn":
-        return _yarn(c, plain)
+        return _yarn(c, plain, truncate)
     raise errors.UnsupportedModel(f"{c.path}: rope scaling {c.rope_scaling!r} is not known\nhint: linear, yarn, llama3 and longrope are")
 
 
@@ -39,7 +39,7 @@ def base_frequencies(base: float, n_rot: int) -> list[float]:
     return [1.0 / lib.pyllm_math_pow(base, 2 * i / n_rot) for i in range(n_rot // 2)]
 
 
-def _yarn(c: Config, plain: list[float]) -> tuple[list[float], float]:
+def _yarn(c: Config, plain: list[float], truncate: bool) -> tuple[list[float], float]:
     """YaRN (Peng et al., arXiv:2309.00071): pairs that turn often within the trained context stay, slow ones are
     interpolated, with a ramp between; cos and sin grow by 0.1 ln(factor) + 1, less what the file's multiplier says."""
 
@@ -49,8 +49,10 @@ def _yarn(c: Config, plain: list[float]) -> tuple[list[float], float]:
 
     if c.rope_base <= 1:
         raise errors.FormatError(f"{c.path}: yarn needs a rope.freq_base above 1, not {c.rope_base}\nhint: the file is damaged")
-    low = max(floor(pair_of(c.yarn_beta_fast)), 0)
-    high = min(ceil(pair_of(c.yarn_beta_slow)), c.n_rot - 1)
+    low, high = pair_of(c.yarn_beta_fast), pair_of(c.yarn_beta_slow)
+    if truncate:
+        low, high = floor(low), ceil(high)
+    low, high = max(low, 0), min(high, c.n_rot - 1)
     width = max(high - low, 0.001)
     ramp = [min(1.0, max(0.0, (i - low) / width)) for i in range(len(plain))]
     mixed = [f / c.rope_factor * r + f * (1 - r) for f, r in zip(plain, ramp, strict=True)]

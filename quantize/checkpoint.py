@@ -86,26 +86,24 @@ class Checkpoint:
         found: dict[str, TensorSource] = {}
         stacks: dict[str, dict[int, CheckpointTensor]] = {}
         for hf_name, weight in weights.items():
-            name = hf.gguf_name(hf_name, self.config, self.arch, str(self._folder.path))
-            if name is None:
-                continue
-            entry = stack_index(hf_name)
-            if name in found or (entry is not None and entry in stacks.get(name, {})):
-                raise errors.FormatError(f"{self._folder.path}: two tensors are {name}, one of them {hf_name}\n"
-                                         "hint: the checkpoint is damaged; download it again")
-            if not 1 <= len(weight.shape) <= 2 or not prod(weight.shape):
-                raise errors.FormatError(f"{self._folder.path}: tensor {hf_name} has the shape {list(weight.shape)}, which is no "
-                                         "matrix and no vector\nhint: the checkpoint is damaged; download it again")
-            if self.arch.transposed(name):
-                found[name] = Transposed(name, weight)
-                continue
-            with checked(where):
-                order = self.arch.row_order(name, weight.shape[0], self.config)
-            tensor = CheckpointTensor(name, weight, order, self.arch.offset(name))
-            if entry is None:
-                found[name] = tensor
-            else:
-                stacks.setdefault(name, {})[entry] = tensor
+            for name in hf.gguf_names(hf_name, self.config, self.arch, str(self._folder.path)):
+                entry = stack_index(hf_name)
+                if name in found or (entry is not None and entry in stacks.get(name, {})):
+                    raise errors.FormatError(f"{self._folder.path}: two tensors are {name}, one of them {hf_name}\n"
+                                             "hint: the checkpoint is damaged; download it again")
+                if not 1 <= len(weight.shape) <= 3 or not prod(weight.shape):
+                    raise errors.FormatError(f"{self._folder.path}: tensor {hf_name} has the shape {list(weight.shape)}, which is no "
+                                             "matrix and no vector\nhint: the checkpoint is damaged; download it again")
+                part: packed.Weight = weight
+                if self.arch.transposed(name) and not isinstance(weight, packed.MXFP4):
+                    part = packed.Transposed(weight)
+                with checked(where):
+                    order = self.arch.row_order(name, part.shape[-1 if by_element(name, part.shape) else -2], self.config)
+                tensor = CheckpointTensor(name, part, order, self.arch.offset(name))
+                if entry is None:
+                    found[name] = tensor
+                else:
+                    stacks.setdefault(name, {})[entry] = tensor
         found.update((name, Stack(name, parts, str(self._folder.path))) for name, parts in stacks.items())
         with checked(where):
             factors = hf.rope_tensors(self.config)
@@ -141,11 +139,20 @@ class checked:
             raise errors.FormatError(f"{self._where}: {what}\nhint: the file is damaged or of a variant that is not known") from e
 
 
+def by_element(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether the order of a tensor is that of its elements: of vectors, and of the biases of a stack."""
+    return len(shape) == 1 or name.endswith(".bias")
+
+
 class CheckpointTensor:
-    """A weight under its GGUF name, with its rows in GGUF's order."""
+    """A weight under its GGUF name, with its rows in GGUF's order. order: the rows wanted, of each matrix of a stack."""
 
     def __init__(self, name: str, weight: packed.Weight, order: NDArray[np.intp] | None, offset: float) -> None:
-        self.name, self.dims, self.cost = name, tuple(reversed(weight.shape)), weight.cost
+        shape = weight.shape
+        self._elements = by_element(name, shape)
+        if order is not None:
+            shape = (*shape[:-1], len(order)) if self._elements else (*shape[:-2], len(order), shape[-1])
+        self.name, self.dims, self.cost = name, tuple(reversed(shape)), weight.cost
         self.type_id = weight.type_id if not offset else -1
         self._weight, self._order, self._offset = weight, order, np.float32(offset)
 
@@ -160,30 +167,16 @@ class CheckpointTensor:
         return data
 
     def _in_order(self, read: Any, begin: int, end: int) -> Any:
-        if self._order is None or begin == end:
+        order = self._order
+        if order is None or begin == end:
             return read(begin, end)
-        if len(self.dims) == 1:                     # a vector is one row, whose elements are reordered
-            return np.ascontiguousarray(read(0, 1).reshape(self.dims[0], -1)[self._order]).reshape(1, -1)
-        wanted = self._order[begin:end]             # they lie close together: within the heads that begin and end touch
-        first = int(wanted.min())
+        if self._elements:
+            values = read(begin, end).reshape(end - begin, self._weight.shape[-1], -1)
+            return np.ascontiguousarray(values[:, order]).reshape(end - begin, -1)
+        rows = np.arange(begin, end)
+        wanted = rows // len(order) * self._weight.shape[-2] + order[rows % len(order)]
+        first = int(wanted.min())                   # they lie close together: within the heads that begin and end touch
         return read(first, int(wanted.max()) + 1)[wanted - first]
-
-
-class Transposed:
-    """A matrix [in, out] of a checkpoint as GGUF's [out, in]. It is held as a whole from its first row to its last."""
-
-    def __init__(self, name: str, weight: packed.Weight) -> None:
-        self.name, self.dims, self.cost, self.type_id = name, weight.shape, weight.cost, -1
-        self._weight = weight
-        self._whole: NDArray[np.float32] | None = None
-
-    def read(self, begin: int, end: int) -> NDArray[np.float32]:
-        whole = self._weight.read(0, self.dims[0]) if self._whole is None else self._whole
-        self._whole = None if end == self.dims[1] else whole
-        return np.ascontiguousarray(whole[:, begin:end].T)
-
-    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
-        raise NotImplementedError
 
 
 class Stack:

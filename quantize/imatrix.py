@@ -60,7 +60,7 @@ def products(tape: str, output: bool = False) -> dict[int, list[str]]:
     for i, (op, _, *words) in enumerate(tape_steps(tape)):
         if op == "rows" and not output:
             break
-        if op in ("linear", "gated"):
+        if op in ("linear", "gated", "moe_gated", "moe_down"):
             names = dict(word.split("=", 1) for word in words)["w"].split(",")
             found[i] = list(dict.fromkeys(name.partition("[")[0] for name in names))     # slices of one tensor see one input
     return found
@@ -83,12 +83,14 @@ def estimates(llm: LLM, text: str | bytes, dataset: str, ctx: int = 512, chunks:
     """As compute, the sums so far after every chunk."""
     steps = products(llm.on_engine(lambda e: e.tape), output)
     with GGUF(llm.path) as gguf:
-        widths = {i: gguf.tensors[names[0]].shape[0] for i, names in steps.items()}
+        shapes = {i: gguf.tensors[names[0]].shape for i, names in steps.items()}
+    stacks = {i: shape[2] for i, shape in shapes.items() if len(shape) > 2}
+    widths = {i: stacks[i] * (shape[0] + 1) if i in stacks else shape[0] for i, shape in shapes.items()}
     total = {i: np.zeros(width) for i, width in widths.items()}
     for n, chunk in enumerate(split(llm, text, ctx)[:chunks], 1):
         for i, sums in llm.on_engine(lambda e, chunk=chunk: _observe(e, chunk, widths, output)).items():     # type: ignore[misc]
             total[i] += sums
-        yield _summary(steps, total, [dataset], n, ctx)
+        yield _summary(steps, stacks, total, [dataset], n, ctx)
 
 
 def _observe(engine: Engine, chunk: Sequence[int], widths: Mapping[int, int], output: bool) -> dict[int, NDArray[np.float64]]:
@@ -114,12 +116,15 @@ def open_seq(engine: Engine) -> int:
     return seq
 
 
-def _summary(steps: Mapping[int, list[str]], total: Mapping[int, NDArray[np.float64]], datasets: list[str], n: int, ctx: int) -> Imatrix:
+def _summary(steps: Mapping[int, list[str]], stacks: Mapping[int, int], total: Mapping[int, NDArray[np.float64]], datasets: list[str],
+             n: int, ctx: int) -> Imatrix:
+    """stacks: matrices of the steps whose rows go to some of them each; their sums [matrices][width + 1] end with the rows' number."""
     sums: dict[str, NDArray[np.float64]] = {}
-    uses: dict[str, int] = {}
+    counts: dict[str, NDArray[np.float64]] = {}
     for i, names in steps.items():
+        table = total[i].reshape(stacks[i], -1) if i in stacks else np.append(total[i], n * ctx)[None]
         for name in names:
-            sums[name] = sums[name] + total[i] if name in sums else total[i]
-            uses[name] = uses.get(name, 0) + 1
-    return Imatrix({name: s.astype(np.float32)[None] for name, s in sums.items()},
-                   {name: np.array([n * ctx * uses[name]], np.float32) for name in sums}, datasets, n, ctx)
+            sums[name] = sums[name] + table[:, :-1] if name in sums else table[:, :-1]
+            counts[name] = counts[name] + table[:, -1] if name in counts else table[:, -1]
+    return Imatrix({name: s.astype(np.float32) for name, s in sums.items()},
+                   {name: c.astype(np.float32) for name, c in counts.items()}, datasets, n, ctx)

@@ -105,8 +105,8 @@ class AdapterSource:
         return found
 
     def _tensors_of(self, module: str, a: packed.Plain, b: packed.Plain) -> list[TensorSource]:
-        name = hf.gguf_name(f"{module}.weight", {}, self.arch, self._where)
-        if name is None or stack_index(f"{module}.weight") is not None or self.arch.transposed(name):
+        name, *more = hf.gguf_names(f"{module}.weight", {}, self.arch, self._where)
+        if more or stack_index(f"{module}.weight") is not None or self.arch.transposed(name):
             raise errors.UnsupportedModel(f"{self._where}: the adapter changes {module}, which cannot be adapted\n"
                                           "hint: train it on the attention and on dense feed-forward layers")
         rank = a.shape[0]

@@ -1,4 +1,5 @@
-"""A checkpoint's weights as rows of floats, however they are stored: plain, as 8-bit floats with scales, or as GPTQ's packed integers."""
+"""A checkpoint's weights as rows of floats, however they are stored: plain, as 8-bit or 4-bit floats with scales, or as GPTQ's packed
+integers."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm import errors
+from pyllm.gguf import dequantize
 
 from .stored import DTYPES, FLOATS, Stored, widen
+from .types import type_id
 
 # What goes with a stored weight and is read with it, or is of no use here (scales of activations and of the KV cache).
 _COMPANIONS = ("weight_scale", "weight_scale_inv", "scales", "qzeros", "g_idx", "input_scale", "activation_scale", "output_scale",
                "k_scale", "v_scale", "rotary_emb.inv_freq")
-_READABLE = ("fp8", "fbgemm_fp8", "gptq", "compressed-tensors")
+_MXFP4 = type_id("mxfp4")
+_READABLE = ("fp8", "fbgemm_fp8", "gptq", "compressed-tensors", "mxfp4")
 
 
 class Weight(Protocol):
@@ -150,6 +154,70 @@ class GPTQ:
         raise NotImplementedError
 
 
+class MXFP4:
+    """4-bit floats with an 8-bit exponent for each 32, as gpt-oss's checkpoints have them: blocks u8 [..., rows, n, 16], of which each byte
+    has two neighbours, the first in its low half; scales u8 [..., rows, n]. GGUF pairs values i and i + 16 of a block instead."""
+
+    type_id = _MXFP4
+
+    def __init__(self, blocks: Stored, scales: Stored) -> None:
+        if len(blocks.shape) < 3 or blocks.shape[-1] != 16 or scales.shape != blocks.shape[:-1] or scales.dtype != "U8":
+            _fail(blocks, f"is of shape {list(blocks.shape)} with scales {scales.dtype} {list(scales.shape)}: not blocks of 16 bytes")
+        self._blocks, self._scales = blocks, scales
+        self.shape: tuple[int, ...] = (*blocks.shape[:-2], blocks.shape[-2] * 32)
+        self.cost = blocks.n_bytes + scales.n_bytes
+
+    @property
+    def parts(self) -> list[Stored]:
+        return [self._blocks, self._scales]
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        return dequantize(self.type_id, self.raw(begin, end), (end - begin, self.shape[-1]))
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        n = self.shape[-1] // 32
+        data = self._blocks.rows(begin * n, end * n)
+        codes = np.stack([data & 15, data >> 4], axis=-1).reshape(len(data), 32)
+        out = np.empty((len(data), 17), np.uint8)
+        out[:, 0] = self._scales.rows(begin, end).ravel()
+        out[:, 1:] = codes[:, :16] | codes[:, 16:] << 4
+        return out.reshape(end - begin, -1)
+
+
+class Transposed:
+    """A weight that is stored as [..., in, out]. The matrix that was read last is kept until its last row was asked for."""
+
+    type_id = -1
+
+    def __init__(self, weight: Weight) -> None:
+        if len(weight.shape) < 2:
+            raise errors.FormatError(f"{weight.parts[0].file.path}: tensor {weight.parts[0].name!r} is no matrix\n"
+                                     "hint: the checkpoint is damaged; download it again")
+        *stack, n_in, n_out = weight.shape
+        self.shape: tuple[int, ...] = (*stack, n_out, n_in)
+        self.cost = weight.cost
+        self._weight = weight
+        self._held: tuple[int, NDArray[np.float32]] | None = None
+
+    @property
+    def parts(self) -> list[Stored]:
+        return self._weight.parts
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        n_out, n_in = self.shape[-2:]
+        pieces = []
+        for i in range(begin // n_out, -(-end // n_out)):
+            if self._held is None or self._held[0] != i:
+                self._held = i, self._weight.read(i * n_in, (i + 1) * n_in)
+            pieces.append(self._held[1][:, max(begin - i * n_out, 0):end - i * n_out].T)
+        if end % n_out == 0:
+            self._held = None
+        return np.concatenate(pieces) if pieces else np.empty((0, n_in), np.float32)
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        raise NotImplementedError
+
+
 def _unpack(words: NDArray[np.uint32], bits: int, first: int, n: int) -> NDArray[np.uint32]:
     """n integers of every column of words [w, columns], from bit `first` on: [n, columns]."""
     at = first + np.arange(n) * bits
@@ -172,7 +240,11 @@ def weights(stored: Mapping[str, Stored], config: Mapping[str, Any], path: Path)
     found: dict[str, Weight] = {}
     for name, tensor in stored.items():
         stem, _, kind = name.rpartition(".")
-        if kind == "qweight":
+        if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in stored:
+            found[name.removesuffix("_blocks")] = MXFP4(tensor, stored[f"{name.removesuffix('_blocks')}_scales"])
+        elif name.endswith("_scales") and f"{name.removesuffix('_scales')}_blocks" in stored:
+            continue
+        elif kind == "qweight":
             found[f"{stem}.weight"] = _gptq(stored, stem, quantization)
         elif name.endswith(tuple("." + c for c in _COMPANIONS)):
             continue

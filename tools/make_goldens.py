@@ -42,6 +42,9 @@ OLMO3_ROPE = {"rope_parameters": {"full_attention": OLMO3_YARN, "sliding_attenti
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 32,
             "short_factor": [1.0 + i / 8 for i in range(12)], "long_factor": [1.5 + i * i / 4 for i in range(12)]}
 HALF = rope("default", partial_rotary_factor=0.5)
+MOE = SMALL | {"output_router_logits": False}
+GRANITE = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625, "logits_scaling": 8.0,
+           "tie_word_embeddings": True}
 PLAIN = SMALL | {"layer_norm_eps": 1e-5}
 FALCON = {"vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 256,
           "bos_token_id": 1, "eos_token_id": 2}
@@ -64,8 +67,7 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "gemma3": ("Gemma3ForCausalLM", GEMMA | GEMMA3_ROPE | {"num_hidden_layers": 7, "query_pre_attn_scalar": 32, "num_key_value_heads": 1},
                40, None),
     "gemma": ("GemmaForCausalLM", SMALL | {"num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True}, 40, None),
-    "granite": ("GraniteForCausalLM", SMALL | {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625,
-                                               "logits_scaling": 8.0, "tie_word_embeddings": True}, 40, None),
+    "granite": ("GraniteForCausalLM", SMALL | GRANITE, 40, None),
     "olmo2": ("Olmo2ForCausalLM", SMALL | {"num_key_value_heads": 4}, 40, None),
     "olmo3": ("Olmo3ForCausalLM", SMALL | {"num_hidden_layers": 5, "sliding_window": 8} | OLMO3_ROPE, 40, None),
     "glm4": ("Glm4ForCausalLM", SMALL | {"head_dim": 32}, 40, None),
@@ -91,6 +93,19 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "cohere2": ("Cohere2ForCausalLM", PLAIN | {"num_hidden_layers": 5, "sliding_window": 8, "logit_scale": 0.25, "hidden_act": "silu",
                                                "tie_word_embeddings": True}, 40, None),
     "nemotron": ("NemotronForCausalLM", PLAIN | {"norm_eps": 1e-5, "hidden_act": "relu2"} | HALF, 40, None),
+    "mixtral": ("MixtralForCausalLM", MOE | {"num_local_experts": 4, "num_experts_per_tok": 2}, 40, None),
+    "qwen3moe": ("Qwen3MoeForCausalLM", MOE | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 32,
+                                               "norm_topk_prob": True, "mlp_only_layers": [1]}, 40, None),
+    "qwen2moe": ("Qwen2MoeForCausalLM", MOE | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+                                               "shared_expert_intermediate_size": 64}, 40, None),
+    "olmoe": ("OlmoeForCausalLM", MOE | {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 48}, 40, None),
+    "granitemoe": ("GraniteMoeForCausalLM", MOE | GRANITE | {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32},
+                   40, None),
+    "granitemoe-shared": ("GraniteMoeSharedForCausalLM", MOE | GRANITE | {
+        "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32, "shared_intermediate_size": 48}, 40, None),
+    "gpt-oss": ("GptOssForCausalLM", MOE | {
+        "num_hidden_layers": 4, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
+        "intermediate_size": 32} | rope("yarn", factor=8.0, original_max_position_embeddings=32, truncate=False), 40, None),
     "arcee": ("ArceeForCausalLM", SMALL, 40, None),
     "seed-oss": ("SeedOssForCausalLM", SMALL | {"head_dim": 32, "attention_bias": True}, 40, None),
     "ernie4_5": ("Ernie4_5ForCausalLM", SMALL | {"use_bias": True, "tie_word_embeddings": True, "head_dim": 16}, 40, None),

@@ -125,6 +125,10 @@ static inline float relu32(float x) { return x < 0.0f ? 0.0f : x; }
 static inline float relu2_32(float x) { return relu32(x) * relu32(x); }
 static inline float sigmoid32(float x) { return 1.0f / (1.0f + exp32(-x)); }
 
+/* gpt-oss's gate: both inputs are limited, the sigmoid is steeper. */
+#define SWIGLU_LIMIT 7.0f
+#define SWIGLU_ALPHA 0x1.b3b646p+0f     /* 1.702 */
+
 /* Double versions for numbers on the tape, angles and sampling; exp and log within 2 ulp,
    pow within 2^-45 relative for |y log x| <= 64, sin and cos within 2^-50 absolute for |x| <= 2^20,
    less exact beyond it, NaN from |x| = 2^51 on. */

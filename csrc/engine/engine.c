@@ -19,7 +19,7 @@ static int check_params(const pyllm_engine_params *p, pyllm_error *err) {
 }
 
 /* Sizes of everything besides pages: activations, quantized inputs, scratch, attention states. */
-typedef struct sizes { size_t act[2], scratch, activations; int64_t states; } sizes;
+typedef struct sizes { size_t act[2], scratch, activations; int64_t states, order; } sizes;
 
 static int measure(tape *t, const pyllm_engine_params *p, sizes *z, pyllm_error *err) {
     memset(z, 0, sizeof *z);
@@ -28,12 +28,15 @@ static int measure(tape *t, const pyllm_engine_params *p, sizes *z, pyllm_error 
     z->activations = (size_t)floats * sizeof(float) + 256;
     for (int32_t i = 0; i < t->n_steps; i++) {
         const step *s = &t->steps[i];
-        size_t scratch = op_scratch_bytes(t->weights, s);
+        size_t scratch = op_scratch_bytes(t->weights, t->values, s);
         if (scratch > z->scratch) z->scratch = scratch;
-        for (int32_t w = 0; w < s->p[0].n && (!strcmp(s->op->name, "linear") || !strcmp(s->op->name, "gated")); w++) {
+        int64_t rows = s->n_in && t->values[s->in[0]].late ? p->max_logits : p->max_rows, single = op_single_rows(t->values, s);
+        int64_t order = op_order_ints(t->weights, t->values, s, rows);
+        if (order > z->order) z->order = order;
+        for (int32_t w = 0; w < s->p[0].n && s->n_in && !strncmp(s->op->params, "w:M", 3); w++) {
             const weight *x = &t->weights[s->p[0].id[w]];
             int act = qtype_get(x->type)->act;
-            size_t bytes = act_panel_bytes(x->k, t->values[s->in[0]].late ? p->max_logits : p->max_rows);
+            size_t bytes = act_panel_bytes(x->k, (int)(rows * (single ? single : 1)));
             if (act > 1 && bytes > z->act[act == 256]) z->act[act == 256] = bytes;
         }
         int64_t states = strcmp(s->op->name, "attn") ? 0 : attn_states_floats(s, p->n_positions, p->max_rows);
@@ -55,7 +58,7 @@ int engine_plan(const tape *t, const pyllm_engine_params *p, int64_t *kv, int64_
     if (!rc) {
         *kv = 0;
         for (int32_t g = 0; g < n_groups; g++) *kv += (int64_t)groups[g].page_bytes * groups[g].n_pages;
-        *act = (int64_t)(z.activations + z.act[0] + z.act[1] + z.scratch * (size_t)p->n_threads) + z.states * 4;
+        *act = (int64_t)(z.activations + z.act[0] + z.act[1] + z.scratch * (size_t)p->n_threads) + (z.states + z.order) * 4;
     }
     mem_free(layers);
     mem_free(groups);
@@ -102,6 +105,7 @@ static int alloc_all(pyllm_engine *e, const sizes *z) {
     e->states_floats = z->states;
     e->activations = mem_map(z->activations);
     e->scratch = mem_map(z->scratch * (size_t)p->n_threads + 64);
+    e->order = mem_array((size_t)z->order + 1, sizeof *e->order);
     e->states = mem_alloc((size_t)z->states * sizeof(float) + 64);
     for (int i = 0; i < 2; i++) {
         e->act_bytes[i] = z->act[i] + 64;
@@ -112,7 +116,7 @@ static int alloc_all(pyllm_engine *e, const sizes *z) {
     e->runs = mem_array((size_t)p->max_rows, sizeof *e->runs);
     e->pool = pool_new(p->n_threads);
     e->l2_bytes = cache_l2_bytes();
-    return e->activations && e->scratch && e->states && e->act[0] && e->act[1] && e->pos && e->logit_rows && e->runs && e->pool &&
+    return e->activations && e->scratch && e->states && e->order && e->act[0] && e->act[1] && e->pos && e->logit_rows && e->runs && e->pool &&
            !alloc_groups(e) && !alloc_sequences(e) ? 0 : -1;
 }
 
@@ -164,6 +168,7 @@ void engine_free(pyllm_engine *e) {
     mem_unmap(e->activations, e->activation_bytes);
     mem_unmap(e->scratch, e->scratch_bytes * (size_t)e->params.n_threads + 64);
     mem_free(e->states);
+    mem_free(e->order);
     for (int i = 0; i < 2; i++) mem_unmap(e->act[i], e->act_bytes[i]);
     mem_free(e->pos);
     mem_free(e->logit_rows);
@@ -216,14 +221,6 @@ static double now_s(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Adds the squares of a step's input [rows, width] to sums [width]. */
-static void add_squares(const op_ctx *c, const step *s, double *sums) {
-    const float *x = value_ptr(c, s->in[0]);
-    int64_t width = c->values[s->in[0]].width;
-    for (int32_t r = 0; r < value_rows(c, s->in[0]); r++, x += width)
-        for (int64_t i = 0; i < width; i++) sums[i] += (double)x[i] * x[i];
-}
-
 static int is_alive(const value *v, int32_t step) { return v->first < step && v->last >= step && v->offset != SIZE_MAX; }
 
 int64_t engine_live(const pyllm_engine *e, int32_t step) {
@@ -272,12 +269,12 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
     op_ctx c = {.k = e->m->k, .pool = e->pool, .l2_bytes = e->l2_bytes, .cancel = cancel, .weights = e->m->t.weights, .values = e->plan.values, .tables = e->m->t.tables,
                 .activations = e->activations, .logits = logits, .b = &b, .kv_type = e->params.kv_type, .layers = e->layers, .groups = e->groups,
                 .file = e->m->file, .act = {e->act[0], e->act[1]}, .scratch = e->scratch, .scratch_bytes = e->scratch_bytes,
-                .states = e->states, .states_floats = e->states_floats, .err = err};
+                .order = e->order, .states = e->states, .states_floats = e->states_floats, .err = err};
     if (e->before && !rc) move_values(&c, e->plan.n_values, e->first_step, e->before, NULL);
     for (int32_t i = e->first_step; i < e->last_step && !rc; i++) {
         const step *s = &e->m->t.steps[i];
         if (!n_logits && e->plan.values[s->out[0]].late) break;
-        if (e->observe && e->observe[i] && s->n_in) add_squares(&c, s, e->observe[i]);
+        if (e->observe && e->observe[i] && s->n_in) op_add_squares(&c, s, e->observe[i]);
         double start = e->profile ? now_s() : 0;
         rc = s->op->run(&c, s);
         if (e->profile) e->profile[i] += now_s() - start;

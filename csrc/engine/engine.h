@@ -26,6 +26,7 @@ struct pyllm_engine {
     size_t act_bytes[2];
     uint8_t *scratch;
     size_t scratch_bytes;
+    int32_t *order;
     float *states;
     int64_t states_floats;
     double *profile;            /* caller's: seconds of each step of the tape; NULL: not wanted */

@@ -145,7 +145,8 @@ static int list_kernels(pyllm_model *m, pyllm_error *err) {
         for (size_t a = 0; a < 2; a++) used |= !strncmp(name, always[a], strlen(always[a]));
         for (int32_t s = 0; s < m->t.n_steps && !used; s++) {
             const char *op = m->t.steps[s].op->name;
-            if (!strcmp(op, "glu")) op = "gated";
+            if (!strcmp(op, "glu") || !strcmp(op, "moe_gated")) op = "gated";
+            if (!strcmp(op, "route")) op = "softmax";
             used = !strncmp(name, "rmsnorm=", slot + 1) ? !strcmp(op, "norm") : strlen(op) == slot && !strncmp(name, op, slot);
             used |= !strncmp(name, "act=", slot + 1) && !strcmp(op, "linear") && m->t.steps[s].p[LINEAR_ACT].n;
         }

@@ -123,9 +123,10 @@ static int resolve(parser *p, weight *w, int64_t b) {
     const qtype_info *q = qtype_get(info.type);
     if (!q) return err_set(p->err, PYLLM_ERR_UNSUPPORTED, "tensor %s has type id %u, which this build does not know\n"
                            "hint: a newer version may read it, or requantize the model", w->name, info.type);
-    for (int i = 2; i < 4; i++)
-        if (info.ne[i] != 1) return err_set(p->err, PYLLM_ERR_FORMAT, "tensor %s has more than 2 dimensions", w->name);
-    int64_t n = w->is_vector ? info.ne[0] * info.ne[1] : info.ne[1];        /* vectors may come as a stack, one for each head */
+    if (info.ne[3] != 1 || (w->is_vector && info.ne[2] != 1) || (info.ne[2] != 1 && b >= 0))
+        return err_set(p->err, PYLLM_ERR_FORMAT, "tensor %s has more dimensions than its use allows", w->name);
+    w->stack = info.ne[2];
+    int64_t n = w->is_vector ? info.ne[0] * info.ne[1] : info.ne[1] * info.ne[2];       /* vectors may come as a stack, one for each head */
     if (b < 0) b = n;
     if (b > n) return err_set(p->err, PYLLM_ERR_FORMAT, "tape line %d: %s has %lld rows, the slice ends at %lld", p->line, w->name,
                               (long long)n, (long long)b);
@@ -205,7 +206,7 @@ static int parse_list(parser *p, char kind, word list, param *out) {
 static int find_act(word w) {
 #define ACT_NAME(kind, name, fn) if (is(w, #name)) return ACT_##kind;
     ACTS(ACT_NAME)
-    return -1;
+    return is(w, "swiglu_oai") ? ACT_SWIGLU_OAI : -1;
 }
 
 static int parse_value(parser *p, step *s, char kind, word v, param *out) {
@@ -296,11 +297,10 @@ static int parse_step(parser *p, word op) {
     TRY(s->op->check(&c, s));
     for (int i = 0; i < s->n_out; i++)
         if (t->values[s->out[i]].width < 1 || t->values[s->out[i]].width > (1 << 24)) return fail(p, "value too wide", outs);
-    int by_row = !strcmp(s->op->name, "embed") || !strcmp(s->op->name, "positions");
-    if (by_row || !strcmp(s->op->name, "linear") || !strcmp(s->op->name, "gated"))
+    if (!strncmp(s->op->params, "w:M", 3))
         for (int i = 0; i < s->p[0].n; i++) {
             weight *w = &t->weights[s->p[0].id[i]];
-            if (by_row) w->embed++;
+            if (!strcmp(s->op->name, "embed") || !strcmp(s->op->name, "positions")) w->embed++;
             else w->multiply++;
         }
     t->n_steps++;

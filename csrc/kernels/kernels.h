@@ -55,11 +55,13 @@ typedef void layernorm_fn(const float *x, const float *w, const float *b, float 
 #define ACTS(X) X(SILU, silu, silu) X(GELU_TANH, gelu, gelu) X(GELU_ERF, gelu_erf, gelu_erf) X(RELU, relu, relu) X(RELU2, relu2, relu2_) \
     X(SIGMOID, sigmoid, sigmoid)
 #define ACT_ENUM(kind, name, fn) ACT_##kind,
-enum act_kind { ACTS(ACT_ENUM) ACT_COUNT };
+enum act_kind { ACTS(ACT_ENUM) ACT_COUNT, ACT_SWIGLU_OAI = ACT_COUNT };
 /* y = act(x). */
 typedef void act_fn(int act, const float *x, float *y, int64_t n);
-/* y = act(gate) * up. */
+/* y = act(gate) * up; ACT_SWIGLU_OAI, which only this knows: with g = min(gate, 7), u = up within -7 to 7, (g * sigmoid(1.702 g)) * (u + 1). */
 typedef void gated_fn(int act, const float *gate, const float *up, float *y, int64_t n);
+/* y = e^(x - max x) / sum of these. */
+typedef void softmax_fn(const float *x, float *y, int64_t n);
 /* y = cap * tanh(x / cap). */
 typedef void softcap_fn(const float *x, float *y, int64_t n, float cap);
 /* out[i] = mscale*cos(pos*freq[i]), out[n+i] = mscale*sin(pos*freq[i]); the product and the reduction in double. */
@@ -117,6 +119,7 @@ typedef struct kernels {
     layernorm_fn *layernorm;
     act_fn *act;
     gated_fn *gated;
+    softmax_fn *softmax;
     softcap_fn *softcap;
     angles_fn *angles;
     rope_fn *rope;

@@ -62,9 +62,48 @@ static void NAME(act)(int act, const float *x, float *y, int64_t n) {
     switch (act) { ACTS(ACT_LOOP) }
 }
 
+INLINE fx NAME(swiglu_oai)(fx gate, fx up) {
+    fx limit = fx_set1(SWIGLU_LIMIT), least = fx_set1(-SWIGLU_LIMIT);
+    fx g = fx_less(limit, gate, limit, gate), u = fx_less(limit, up, limit, fx_less(up, least, least, up));
+    return fx_mul(fx_mul(g, fx_sigmoid(fx_mul(fx_set1(SWIGLU_ALPHA), g))), fx_add(u, fx_set1(1.0f)));
+}
+
 static void NAME(gated)(int act, const float *gate, const float *up, float *y, int64_t n) {
     int64_t i = 0;
-    switch (act) { ACTS(GATED_LOOP) }
+    switch (act) {
+        ACTS(GATED_LOOP)
+    case ACT_SWIGLU_OAI:
+        for (; i + 16 <= n; i += 16) fx_store(y + i, NAME(swiglu_oai)(fx_load(gate + i), fx_load(up + i)));
+        if (i < n) fx_store_part(y + i, NAME(swiglu_oai)(fx_load_part(gate + i, n - i), fx_load_part(up + i, n - i)), n - i);
+    }
+}
+
+static void NAME(softmax)(const float *x, float *y, int64_t n) {
+    int64_t i = 0, whole = n / 16 * 16;
+    float most[16], m = -__builtin_inff();
+    fx mm = fx_set1(m), s = fx_set1(0);
+    for (; i < whole; i += 16) mm = fx_max(fx_load(x + i), mm);
+    fx_store(most, mm);
+    for (int j = 0; j < 16; j++) m = max32(most[j], m);
+    for (; i < n; i++) m = max32(x[i], m);
+    mm = fx_set1(m);
+    for (i = 0; i < whole; i += 16) {
+        fx e = fx_exp(fx_sub(fx_load(x + i), mm));
+        fx_store(y + i, e);
+        s = fx_add(s, e);
+    }
+    if (i < n) {
+        float rest[16];
+        fx_store(rest, fx_exp(fx_sub(fx_load_part(x + i, n - i), mm)));
+        for (int64_t j = 0; j < 16; j++) {
+            if (i + j < n) y[i + j] = rest[j];
+            else rest[j] = 0;           /* adds nothing to a lane */
+        }
+        s = fx_add(s, fx_load(rest));
+    }
+    fx sum = fx_set1(fx_sum(s));
+    for (i = 0; i < whole; i += 16) fx_store(y + i, fx_div(fx_load(y + i), sum));
+    if (i < n) fx_store_part(y + i, fx_div(fx_load_part(y + i, n - i), sum), n - i);
 }
 
 static void NAME(softcap)(const float *x, float *y, int64_t n, float cap) {
@@ -99,6 +138,7 @@ void NAME(init_vec)(kernels *k) {
     KERNEL_LEVEL(k, layernorm, "layernorm", layernorm);
     KERNEL_LEVEL(k, act, "act", act);
     KERNEL_LEVEL(k, gated, "gated", gated);
+    KERNEL_LEVEL(k, softmax, "softmax", softmax);
     KERNEL_LEVEL(k, softcap, "softcap", softcap);
     KERNEL_LEVEL(k, rope, "rope", rope);
 }

@@ -7,15 +7,17 @@
 
 #include <string.h>
 
-enum { CHUNK_PAGES = CHUNK / PAGE, SPLIT_ROWS = 16 };
+enum { CHUNK_PAGES = CHUNK / PAGE, SPLIT_ROWS = 16, DIM_MAX = 1024 };
 
 int check_attn(const op_check *c, step *s) {
     int64_t heads = s->p[ATTN_HEADS].i[0], kv = s->p[ATTN_KV_HEADS].i[0], dim = s->p[ATTN_DIM].i[0];
     if (heads < 1 || kv < 1 || heads > 65536 || heads % kv || heads / kv > ATTN_MAX)
         return op_fail(c, s, "%lld heads cannot share %lld kv heads", (long long)heads, (long long)kv);
-    if (dim < 16 || dim % 16 || dim > 1024)
+    if (dim < 16 || dim % 16 || dim > DIM_MAX)
         return err_set(c->err, PYLLM_ERR_UNSUPPORTED, "attention heads of %lld values: only multiples of 16 up to 1024 can run", (long long)dim);
+    const param *sinks = &s->p[ATTN_SINKS];
     if (s->p[ATTN_WINDOW].i[0] < 0) return op_fail(c, s, "window is negative");
+    if (sinks->n && (sinks->n != 1 || sinks->id[0] < 0 || c->weights[sinks->id[0]].n != heads)) return op_fail(c, s, "sinks are not one for each head");
     for (int i = 0; i < 3; i++)
         if (c->values[s->in[i]].width != (i ? kv : heads) * dim || c->values[s->in[i]].late)
             return op_fail(c, s, "input %d has width %lld", i, (long long)c->values[s->in[i]].width);
@@ -36,6 +38,7 @@ typedef struct attn_job {
     const kv_group *group;
     const float *q, *k, *v;
     float *o;
+    const float *sinks;         /* [heads] or NULL */
     float scale, softcap;
     int heads, kv_heads, dim, tile_rows;
     int64_t splits;             /* most chunks a tile has (split mode), else 0 */
@@ -128,11 +131,14 @@ static int chunk_states(const attn_job *j, const tile *t, int64_t chunk, int kv_
     return count;
 }
 
-static void finish(const attn_job *j, const tile *t, int kv_head, const float *l, const float *o) {
+/* A sink is one more state, the last: its score, a weight of 1, no value. */
+static void finish(const attn_job *j, const tile *t, int kv_head, float *m, float *l, float *o) {
+    static const float nothing[DIM_MAX];
     int group = j->heads / j->kv_heads;
     for (int i = 0; i < t->n; i++)
         for (int h = 0; h < group; h++) {
             int s = i * group + h;
+            if (j->sinks) j->c->k->attn_merge(&m[s], &l[s], o + (int64_t)s * j->dim, j->sinks[kv_head * group + h], 1, nothing, j->dim);
             j->c->k->attn_finish(o + (int64_t)s * j->dim, l[s],
                                  j->o + ((int64_t)(t->row + i) * j->heads + (int64_t)kv_head * group + h) * j->dim, j->dim);
         }
@@ -161,7 +167,7 @@ static void tile_item(void *ctx, int64_t item, int worker) {
             }
         }
     }
-    finish(j, &t, kv_head, l0, o0);
+    finish(j, &t, kv_head, m0, l0, o0);
 }
 
 /* Split mode: one item is one chunk of a tile; states land at [(tile*kv_heads + kv head)*splits + chunk - first]. */
@@ -202,7 +208,7 @@ static void merge_item(void *ctx, int64_t tile_head, int worker) {
             }
         }
     }
-    finish(j, &t, kv_head, l0, o0);
+    finish(j, &t, kv_head, m0, l0, o0);
 }
 
 static int64_t split_state_floats(int group, int dim, int rows) { return 2 * ATTN_MAX + (int64_t)rows * group * dim + 2; }
@@ -226,6 +232,7 @@ int run_attn(const op_ctx *c, const step *s) {
                   .v = value_ptr(c, s->in[2]), .o = value_ptr(c, s->out[0]), .scale = s->p[ATTN_SCALE].f,
                   .softcap = s->p[ATTN_SOFTCAP].f, .heads = (int)s->p[ATTN_HEADS].i[0], .kv_heads = layer->kv_heads, .dim = layer->dim};
     int group = j.heads / j.kv_heads;
+    if (s->p[ATTN_SINKS].n) j.sinks = c->weights[s->p[ATTN_SINKS].id[0]].vec;
     TRY(pool_run(c->pool, store_row, &j, c->b->n_rows, 4, c->cancel));
 
     j.tile_rows = 1;            /* try split mode: single rows, chunks apart */

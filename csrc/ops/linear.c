@@ -3,26 +3,24 @@
  * The input is quantized once per block size that the weights ask for, in panels of PANEL rows, or of WIDE_PANEL where all those weights have
  * a kernel for that. A work item is a block of output groups for a few panels, or a wide one. Items of one block follow each other, so a worker's block stays in its L2 cache while panel after panel comes by:
  * the larger the block, the fewer times all panels are read. */
-#include "ops.h"
-
-#include <string.h>
+#include "product.h"
 
 enum { GATED_W, GATED_ACT };
 enum {
-    STREAM_BYTES = 128 << 10,       /* weights of an item when there is one panel: nothing is read twice */
     BLOCK_GROUPS_MAX = 32,
     WIDE_GROUPS_MAX = 8,            /* the same for wide panels */
     ITEM_PANELS = 4
 };
 
-static int check_matrices(const op_check *c, const step *s, const param *w) {
-    int64_t width = c->values[s->in[0]].width;
+int check_matrices(const op_check *c, const step *s, const param *w, int64_t width, int stacks) {
     for (int i = 0; i < w->n; i++) {
         if (w->id[i] < 0) return op_fail(c, s, "matrix %d is missing", i);
         const weight *m = &c->weights[w->id[i]];
         const qtype_info *t = qtype_get(m->type);
         if (m->k != width)
             return op_fail(c, s, "%s takes %lld values, its input has %lld", m->name, (long long)m->k, (long long)width);
+        if (stacks ? m->stack != c->weights[w->id[0]].stack : m->stack != 1)
+            return op_fail(c, s, "%s is a stack of %lld matrices", m->name, (long long)m->stack);
         if (!t || !t->act)
             return err_set(c->err, PYLLM_ERR_UNSUPPORTED, "tensor %s is %s, which cannot be multiplied\n"
                            "hint: requantize the model to a type with a matmul kernel, for example q4_k or q8_0",
@@ -33,7 +31,8 @@ static int check_matrices(const op_check *c, const step *s, const param *w) {
 
 int check_linear(const op_check *c, step *s) {
     const param *w = &s->p[LINEAR_W], *bias = &s->p[LINEAR_BIAS], *add = &s->p[LINEAR_ADD];
-    TRY(check_matrices(c, s, w));
+    TRY(check_matrices(c, s, w, c->values[s->in[0]].width, 0));
+    if (s->p[LINEAR_ACT].i[0] >= ACT_COUNT) return op_fail(c, s, "swiglu_oai needs two inputs");
     if (w->n != s->n_out || bias->n != s->n_out) return op_fail(c, s, "%d outputs, %d matrices, %d biases", s->n_out, w->n, bias->n);
     for (int i = 0; i < w->n; i++) {
         int64_t n = c->weights[w->id[i]].n;
@@ -52,7 +51,7 @@ int check_linear(const op_check *c, step *s) {
 
 int check_gated(const op_check *c, step *s) {
     const param *w = &s->p[GATED_W];
-    TRY(check_matrices(c, s, w));
+    TRY(check_matrices(c, s, w, c->values[s->in[0]].width, 0));
     if (w->n != 2 || c->weights[w->id[0]].n != c->weights[w->id[1]].n)
         return op_fail(c, s, "gate and up must be two matrices of one shape");
     c->values[s->out[0]].width = c->weights[w->id[0]].n;
@@ -86,19 +85,21 @@ static void quantize_panel(void *ctx, int64_t item, int worker) {
     j->c->k->quantize_act(j->x + r * j->k + unit * 256, j->k, m, n, j->block, j->dst + r * units + unit * m);
 }
 
-/* Fills c->act for every block size that the matrices need. PYLLM_ERR_CANCELLED if not. */
-static int quantize_input(const op_ctx *c, const step *s, const param *w) {
-    const float *x = value_ptr(c, s->in[0]);
-    int64_t rows = value_rows(c, s->in[0]), k = c->values[s->in[0]].width;
-    int done[2] = {0, 0}, panel = panel_rows(c, w, rows);
+int quantize_rows(const op_ctx *c, const param *w, const float *x, int64_t rows, int64_t k, int panel) {
+    int done[2] = {0, 0};
     for (int i = 0; i < w->n; i++) {
         int act = qtype_get(c->weights[w->id[i]].type)->act;
         if (act == 1 || done[act == 256]) continue;
         done[act == 256] = 1;
-        quantize_job j = {c, x, k, rows, panel == PANEL ? 1 : (k + 255) / 256, act, panel, c->act[act == 256]};
-        TRY(pool_run(c->pool, quantize_panel, &j, (rows + panel - 1) / panel * j.slices, 1, c->cancel));
+        quantize_job j = {c, x, k, rows, panel == WIDE_PANEL ? (k + 255) / 256 : 1, act, panel, c->act[act == 256]};
+        TRY(pool_run(c->pool, quantize_panel, &j, (rows + panel - 1) / panel * j.slices, panel < PANEL ? PANEL : 1, c->cancel));
     }
     return 0;
+}
+
+static int quantize_input(const op_ctx *c, const step *s, const param *w) {
+    int64_t rows = value_rows(c, s->in[0]);
+    return quantize_rows(c, w, value_ptr(c, s->in[0]), rows, c->values[s->in[0]].width, panel_rows(c, w, rows));
 }
 
 /* ---- products ---------------------------------------------------------------------------------------------------- */
@@ -140,21 +141,10 @@ static void plan_product(product *p, const op_ctx *c, const step *s, int i, int6
     p->items = ((p->w->n + GROUP - 1) / GROUP + p->block - 1) / p->block * p->parts;
 }
 
-/* y[m][0..n) = W rows [first, first + n) times the panel of m rows from `row` on, where n = 16*groups except at the matrix's end. */
-static void multiply(const op_ctx *c, const product *p, const float *x, int64_t row, int m, int64_t first, int64_t groups, float *y, int64_t ldy) {
-    const weight *w = p->w;
+/* The panel of the input that begins with `row`: quantized, or as floats where the matrix wants these. */
+static const void *panel_at(const op_ctx *c, const weight *w, const float *x, int64_t row) {
     int act = qtype_get(w->type)->act;
-    const void *a = act == 1 ? (const void *)(x + row * w->k) : (const void *)(c->act[act == 256] + row * ((w->k + 255) / 256));
-    const uint8_t *packed = w->packed + (size_t)(first / GROUP) * w->group_bytes;
-    matmul_fn *mm = (p->panel == PANEL ? c->k->matmul : c->k->matmul_wide)[w->type];
-    int64_t whole = first + groups * GROUP > w->n ? groups - 1 : groups;    /* the last group may be partial */
-    if (whole) mm(packed, w->group_bytes, whole, w->k, a, w->k, m, y, ldy);
-    if (whole < groups) {
-        float tail[WIDE_PANEL * GROUP];
-        mm(packed + (size_t)whole * w->group_bytes, w->group_bytes, 1, w->k, a, w->k, m, tail, GROUP);
-        int64_t n = w->n - first - whole * GROUP;
-        for (int r = 0; r < m; r++) memcpy(y + r * ldy + whole * GROUP, tail + r * GROUP, (size_t)n * 4);
-    }
+    return act == 1 ? (const void *)(x + row * w->k) : (const void *)(c->act[act == 256] + row * ((w->k + 255) / 256));
 }
 
 /* What an item computes: `n` output rows from `first` on, `groups` groups, for the input rows [row, end). */
@@ -179,7 +169,7 @@ static void linear_item(void *ctx, int64_t item, int worker) {
     for (int64_t r = t.row; r < t.end; r += p->panel) {
         int m = (int)(t.end - r < p->panel ? t.end - r : p->panel);
         float *y = p->y + r * ld + t.first;
-        multiply(j->c, p, j->x, r, m, t.first, t.groups, y, ld);
+        multiply(j->c, p->w, p->panel, panel_at(j->c, p->w, j->x, r), m, t.first, t.groups, y, ld);
         for (int q = 0; q < m && (p->bias || j->act >= 0 || j->add); q++) {
             float *yq = y + q * ld;
             if (p->bias)
@@ -220,8 +210,8 @@ static void gated_item(void *ctx, int64_t item, int worker) {
     for (int64_t r = t.row; r < t.end; r += p->panel) {
         int m = (int)(t.end - r < p->panel ? t.end - r : p->panel);
         float *y = p->y + r * ld + t.first;
-        multiply(c, p, j->x, r, m, t.first, t.groups, y, ld);
-        multiply(c, &j->p[1], j->x, r, m, t.first, t.groups, up, t.groups * GROUP);
+        multiply(c, p->w, p->panel, panel_at(c, p->w, j->x, r), m, t.first, t.groups, y, ld);
+        multiply(c, j->p[1].w, p->panel, panel_at(c, j->p[1].w, j->x, r), m, t.first, t.groups, up, t.groups * GROUP);
         for (int q = 0; q < m; q++) c->k->gated(j->act, y + q * ld, up + q * t.groups * GROUP, y + q * ld, t.n);
     }
 }

@@ -15,6 +15,7 @@ enum { OP_MAX = 3, PARAM_MAX = 8 };
 typedef struct weight {
     char *name;                 /* of the tensor */
     int64_t row0, n, k;         /* first row (element) of the slice; rows (elements); row length (vectors: 0) */
+    int64_t stack;              /* matrices of n/stack rows each, one after the other: 1, or the experts of a layer */
     int64_t slice_end;          /* as the tape says it; -1: the whole tensor */
     int64_t tensor;             /* index in the file */
     uint32_t type;
@@ -91,7 +92,7 @@ typedef struct batch {
 
 /* Parameters in the order of their rows in ops.def, where others than the op look at them. The KV cache is laid out by attention's. */
 enum { LINEAR_W, LINEAR_BIAS, LINEAR_ACT, LINEAR_ADD };
-enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP };
+enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP, ATTN_SINKS };
 
 /* All a runner needs for one step of one batch. */
 typedef struct op_ctx {
@@ -111,6 +112,7 @@ typedef struct op_ctx {
     act_unit *act[2];               /* quantized input: blocks of 32, of 256 */
     uint8_t *scratch;               /* scratch_bytes a worker */
     size_t scratch_bytes;
+    int32_t *order;                 /* of rows by expert: op_order_ints */
     float *states;                  /* attention states of split chunks */
     int64_t states_floats;
     pyllm_error *err;
@@ -134,8 +136,15 @@ typedef struct op_def {
 const op_def *op_find(const char *name, size_t len);
 
 /* Scratch that one worker may need for a step, and the floats of split attention states. */
-size_t op_scratch_bytes(const weight *weights, const step *s);
+size_t op_scratch_bytes(const weight *weights, const value *values, const step *s);
+/* Rows that a step's products quantize for each row of the batch, one in a panel (0: panels of PANEL rows, or nothing); entries of op_ctx.order. */
+int64_t op_single_rows(const value *values, const step *s);
+int64_t op_order_ints(const weight *weights, const value *values, const step *s, int64_t rows);
 int64_t attn_states_floats(const step *s, int64_t n_positions, int32_t max_rows);
+
+/* Adds the squares of a step's input [rows, width] to sums [width]; where each row goes to some matrices of a stack, to sums
+   [matrices][width of one + 1], whose last column counts the rows. */
+void op_add_squares(const op_ctx *c, const step *s, double *sums);
 
 /* Rows of the batch that a value has. */
 static inline int32_t value_rows(const op_ctx *c, int32_t id) { return c->values[id].late ? c->b->n_logits : c->b->n_rows; }

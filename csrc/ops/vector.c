@@ -35,6 +35,7 @@ static int check_same(const op_check *c, step *s) {
 static int check_table(const op_check *c, const step *s) {
     if (s->p[EMBED_W].n != 1 || s->p[EMBED_W].id[0] < 0) return op_fail(c, s, "one matrix is needed");
     const weight *w = &c->weights[s->p[EMBED_W].id[0]];
+    if (w->stack != 1) return op_fail(c, s, "%s is a stack of matrices", w->name);
     if (!qtype_get(w->type))
         return err_set(c->err, PYLLM_ERR_UNSUPPORTED, "tensor %s is of type id %u, which this build does not know", w->name, w->type);
     c->values[s->out[0]].width = w->k;
@@ -273,21 +274,33 @@ int run_scale(const op_ctx *c, const step *s) { return run_rows_of(c, s, scale_r
 
 int check_glu(const op_check *c, step *s) {
     const value *gate = &c->values[s->in[0]], *up = &c->values[s->in[1]];
-    if (gate->width != up->width || gate->late != up->late) return op_fail(c, s, "%s and %s differ in shape", gate->name, up->name);
-    return check_same(c, s);
+    if ((gate->width != up->width && gate->width != 1) || gate->late != up->late)
+        return op_fail(c, s, "%s and %s differ in shape", gate->name, up->name);
+    if (gate->width != up->width && s->p[0].i[0] >= ACT_COUNT) return op_fail(c, s, "swiglu_oai needs two inputs of one width");
+    c->values[s->out[0]].width = up->width;
+    return 0;
 }
 
 static void glu_row(void *ctx, int64_t r, int worker) {
     (void)worker;
     const row_job *j = ctx;
-    int64_t n = j->c->values[j->s->in[0]].width;
-    j->c->k->gated((int)j->s->p[0].i[0], value_ptr(j->c, j->s->in[0]) + r * n, value_ptr(j->c, j->s->in[1]) + r * n,
-                   value_ptr(j->c, j->s->out[0]) + r * n, n);
+    int act = (int)j->s->p[0].i[0];
+    int64_t n = j->c->values[j->s->in[1]].width, width = j->c->values[j->s->in[0]].width;
+    const float *gate = value_ptr(j->c, j->s->in[0]) + r * width, *up = value_ptr(j->c, j->s->in[1]) + r * n;
+    float *y = value_ptr(j->c, j->s->out[0]) + r * n, one;
+    if (width == n) {
+        j->c->k->gated(act, gate, up, y, n);
+        return;
+    }
+    j->c->k->act(act, gate, &one, 1);
+    for (int64_t i = 0; i < n; i++) y[i] = one * up[i];
 }
 
 int run_glu(const op_ctx *c, const step *s) { return run_rows_of(c, s, glu_row, value_rows(c, s->in[0])); }
 
-int check_act(const op_check *c, step *s) { return check_same(c, s); }
+int check_act(const op_check *c, step *s) {
+    return s->p[0].i[0] < ACT_COUNT ? check_same(c, s) : op_fail(c, s, "swiglu_oai needs two inputs");
+}
 
 static void act_row(void *ctx, int64_t r, int worker) {
     (void)worker;

@@ -65,6 +65,17 @@ static void gated_case(int act, int n, int fill) {
     }
 }
 
+static void softmax_case(int n, int fill) {
+    float *x = random_floats(0, n, fill), *y;
+    int in_place = rnd_below(2);
+    for (int i = 0; i < n && fill == FILL_NORMAL; i++) x[i] *= 20;
+    for (case_begin("softmax", "n=%d in_place=%d, %s", n, in_place, fill_names[fill]); run_next();) {
+        const float *in = input(x, n, in_place, &y);
+        run.k->softmax(in, y, n);
+        check_floats("y", y, n);
+    }
+}
+
 static void softcap_case(int n, int fill) {
     static const float caps[] = {30, 50, 1, 1457, 1e-3f};
     float *x = random_floats(0, n, fill), *y, cap = caps[rnd_below(5)];
@@ -111,10 +122,9 @@ void test_vectors(void) {
         for (int i = 0; i < LENGTHS; i++) {
             rmsnorm_case(length(i), fill);
             layernorm_case(length(i), fill);
-            for (int act = 0; act < ACT_COUNT; act++) {
-                gated_case(act, length(i), fill);
-                act_case(act, length(i), fill);
-            }
+            for (int act = 0; act < ACT_COUNT; act++) act_case(act, length(i), fill);
+            for (int act = 0; act <= ACT_SWIGLU_OAI; act++) gated_case(act, length(i), fill);
+            softmax_case(length(i), fill);
             softcap_case(length(i), fill);
             int rot = 2 * (1 + i % SHORT);
             for (int neox = 0; neox < 2; neox++) {
@@ -175,6 +185,7 @@ static void layernorm_exact(int n) {
    silu: exp within 1 ulp (2 U), then sum, quotient and product: 5 U relative, where the result does not vanish; sigmoid has no quotient's product.
    gelu: 1 + tanh cancels for negative x, so the bound is absolute: tanh within 4 ulp (8 U), its argument within 4 U of itself, which moves
    tanh by at most 4 U * max(z / cosh(z)^2) < 2 U, the sum U, the products 2 U of at most 2: 16 U of |x/2 * up|.
+   swiglu_oai: the sigmoid's argument is rounded once and is at most 12 in size where the product counts: 20 U.
    gelu_erf: erf within 3 ulp (6 U) instead, its argument within 2 U. relu is exact, its square and the product one rounding each. */
 static double act_exact(int act, double x, double *bound) {
     double r = x < 0 ? 0 : x, s = 1 / (1 + exp(-x));
@@ -194,8 +205,40 @@ static void gated_exact(int act, int n) {
         float *y = guard_out((size_t)n * sizeof *y);
         run.k->gated(act, gate, up, y, n);
         for (int i = 0; i < n; i++) {
-            double g = gate[i], bound, want = act_exact(act, g, &bound) * up[i];
-            check(fabs(y[i] - want) <= bound * fabs(up[i]), "y[%d] of %a is %a, in double %a", i, g, (double)y[i], want);
+            double g = gate[i], u = up[i], bound, want;
+            if (act == ACT_SWIGLU_OAI) {
+                double limited = g > 7 ? 7 : g;
+                u = (u > 7 ? 7 : u < -7 ? -7 : u) + 1;
+                want = limited / (1 + exp(-(double)1.702f * limited)) * u;
+                bound = fabs(want) > 0 ? (20 + fabs(1.702 * limited)) * U * fabs(want / u) + U * fabs(want / u / u) : 1e-30;
+            } else {
+                want = act_exact(act, g, &bound) * u;
+            }
+            check(fabs(y[i] - want) <= bound * fabs(u), "y[%d] of %a is %a, in double %a", i, g, (double)y[i], want);
+        }
+    }
+}
+
+/* Each is exp within 1 ulp (2 U) of an argument that was rounded once, which moves it by U |x - max| of itself; the sum takes one rounding per
+   element of a lane and 4 of the tree, and has these errors in the mean; the quotient one. */
+static void softmax_exact(int n) {
+    float *x = random_floats(0, n, FILL_NORMAL);
+    double most = x[0], sum = 0, off = 0;
+    for (int i = 0; i < n; i++) {
+        x[i] *= 5;
+        if (i == 0 || x[i] > most) most = x[i];
+    }
+    for (int i = 0; i < n; i++) {
+        double e = exp(x[i] - most);
+        sum += e;
+        off += e * (2 + fabs(x[i] - most));
+    }
+    for (case_begin("softmax", "in double, n=%d", n); run_ref();) {
+        float *y = guard_out((size_t)n * sizeof *y);
+        run.k->softmax(x, y, n);
+        for (int i = 0; i < n; i++) {
+            double want = exp(x[i] - most) / sum, bound = 1.001 * U * (2 + fabs(x[i] - most) + off / sum + (n + 15) / 16 + 4 + 1);
+            check(fabs(y[i] - want) <= bound * want, "y[%d] is %a, in double %a", i, (double)y[i], want);
         }
     }
 }
@@ -252,7 +295,8 @@ void test_vectors_exact(void) {
     for (int i = 0; i < LENGTHS; i++) {
         rmsnorm_exact(length(i));
         layernorm_exact(length(i));
-        for (int act = 0; act < ACT_COUNT; act++) gated_exact(act, length(i));
+        for (int act = 0; act <= ACT_SWIGLU_OAI; act++) gated_exact(act, length(i));
+        softmax_exact(length(i));
         softcap_exact(length(i), i % 2 ? 30 : 50);
         rope_exact(1 + i % 3, 2 * (i % SHORT) + 2 + i % 5, 2 * (i % SHORT) + 2, i % 2);
     }

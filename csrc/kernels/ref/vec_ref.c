@@ -2,6 +2,7 @@
 #include "../../base/math.h"
 #include "../init.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Sum of 16 lanes by halves. */
@@ -40,8 +41,24 @@ static void act_ref(int act, const float *x, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = activate(act, x[i]);
 }
 
+static float swiglu_oai(float gate, float up) {
+    float g = SWIGLU_LIMIT < gate ? SWIGLU_LIMIT : gate, u = SWIGLU_LIMIT < up ? SWIGLU_LIMIT : up < -SWIGLU_LIMIT ? -SWIGLU_LIMIT : up;
+    return (g * sigmoid32(SWIGLU_ALPHA * g)) * (u + 1.0f);
+}
+
 static void gated_ref(int act, const float *gate, const float *up, float *y, int64_t n) {
-    for (int64_t i = 0; i < n; i++) y[i] = activate(act, gate[i]) * up[i];
+    for (int64_t i = 0; i < n; i++) y[i] = act == ACT_SWIGLU_OAI ? swiglu_oai(gate[i], up[i]) : activate(act, gate[i]) * up[i];
+}
+
+static void softmax_ref(const float *x, float *y, int64_t n) {
+    float s[16] = {0}, m = -INFINITY;
+    for (int64_t i = 0; i < n; i++) m = max32(x[i], m);
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = exp32(x[i] - m);
+        s[i % 16] = s[i % 16] + y[i];
+    }
+    float sum = tree_sum(s);
+    for (int64_t i = 0; i < n; i++) y[i] = y[i] / sum;
 }
 
 static void softcap_ref(const float *x, float *y, int64_t n, float cap) {
@@ -74,6 +91,7 @@ void init_vec_ref(kernels *k) {
     KERNEL_SET(k, layernorm, "layernorm", layernorm_ref);
     KERNEL_SET(k, act, "act", act_ref);
     KERNEL_SET(k, gated, "gated", gated_ref);
+    KERNEL_SET(k, softmax, "softmax", softmax_ref);
     KERNEL_SET(k, softcap, "softcap", softcap_ref);
     KERNEL_SET(k, angles, "angles", angles_ref);
     KERNEL_SET(k, rope, "rope", rope_ref);
