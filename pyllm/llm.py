@@ -21,7 +21,7 @@ from . import errors, memory
 from ._core import ffi, lib
 from .build import build
 from .cost import Cost, run_costs
-from .dialogue import Asked, Message, Messages, Readers, ask, render
+from .dialogue import Asked, Message, Messages, Readers, ask
 from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, PARALLEL, Engine, plan_bytes
 from .generation import Generation
@@ -251,9 +251,10 @@ class LLM:
         """Whether `complete` takes a suffix."""
         return self._infill is not None
 
-    def prompt_ids(self, messages: Messages, **template_options: Any) -> list[int]:
+    def prompt_ids(self, messages: Messages, tools: Any = None, tool_choice: Any = None, **template_options: Any) -> list[int]:
         """Token ids of a conversation, ready for the answer."""
-        return self.tokenizer.encode(render(self.template, messages, template_options), add_special=False)
+        text, _ = ask(self.template, messages, {"tools": tools, "tool_choice": tool_choice, "template_options": template_options})
+        return self.tokenizer.encode(text, add_special=False)
 
     # ---- about the model ----
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..llm import LLM
-from ..replies import Chunk, Reply, Stream
+from ..replies import Chunk, Reply, Stream, ToolDelta
 from .asking import MAX_PARTS, MAX_TOKENS, matched_stop, sampling, stops, text_of
 from .failures import Refusal, answer, error_object
 from .limits import Fields, Limits
@@ -46,7 +46,8 @@ async def count_tokens(work: Work, request: Request) -> Response:
     fields = Fields(await work.bodies.read(request))
     conversation = messages_of(fields, work.limits)
     async with work.models.lease(work.models.find(fields.text("model"))) as llm:
-        ids = await run_in_threadpool(llm.prompt_ids, conversation, **_thinking(fields))
+        tools = _tools(fields, work.limits)
+        ids = await run_in_threadpool(llm.prompt_ids, conversation, tools.get("tools"), tools.get("tool_choice"), **_thinking(fields))
         return answer({"input_tokens": len(ids)})
 
 
@@ -65,7 +66,7 @@ def messages_of(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
     given = list(fields.objects("messages", limits.messages))
     if not given:
         raise Refusal(400, "messages must be a list of at least one message", param="messages")
-    for message in map(_message, given):
+    for message in (part for whole in given for part in _messages(whole)):
         if out and out[-1]["role"] == message["role"] != "system" and out[-1].keys() == message.keys() == {"role", "content"}:
             out[-1]["content"] += "\n" + message["content"]        # turns of one side are one turn
         else:
@@ -73,21 +74,29 @@ def messages_of(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
     return out
 
 
-def _message(message: Fields) -> dict[str, Any]:
+def _messages(message: Fields) -> Iterator[dict[str, Any]]:
+    """A message as templates take it: results of tools are messages of their own."""
     role = message.choice("role", ("user", "assistant", "system"), "")
     if not isinstance(message.values.get("content"), list):
-        return {"role": role, "content": message.needed_text("content")}
-    texts, reasoning = [], []
+        yield {"role": role, "content": message.needed_text("content")}
+        return
+    texts, reasoning, calls = [], [], []
     for block in message.objects("content", MAX_PARTS):
         kind = block.text("type", "text")
         if kind == "text":
             texts.append(block.needed_text("text"))
         elif kind == "thinking":
             reasoning.append(block.needed_text("thinking"))
+        elif kind == "tool_use":
+            calls.append({"id": block.needed_text("id"), "type": "function",
+                          "function": {"name": block.needed_text("name"), "arguments": block.inner("input").values}})
+        elif kind == "tool_result":
+            yield {"role": "tool", "tool_call_id": block.needed_text("tool_use_id"), "content": text_of(block, "content") or ""}
         elif kind != "redacted_thinking":
             raise Refusal(400, f"{block.name('type')} is {str(kind)[:40]!r}: this model takes text only", param=block.name("type"))
-    found = {"role": role, "content": "\n".join(texts)}
-    return {**found, "reasoning_content": "\n".join(reasoning)} if reasoning else found
+    if texts or calls or reasoning:
+        yield {"role": role, "content": "\n".join(texts), **({"reasoning_content": "\n".join(reasoning)} if reasoning else {}),
+               **({"tool_calls": calls} if calls else {})}
 
 
 def _options(fields: Fields, limits: Limits) -> dict[str, Any]:
@@ -95,7 +104,20 @@ def _options(fields: Fields, limits: Limits) -> dict[str, Any]:
     if most is None:
         raise fields.wrong("max_tokens", "a whole number of at least 1")
     return {**sampling(fields, limits), "max_tokens": most, "stop": stops(fields, "stop_sequences", limits),
-            "template_options": _thinking(fields)}
+            "template_options": _thinking(fields), **_tools(fields, limits)}
+
+
+def _tools(fields: Fields, limits: Limits) -> dict[str, Any]:
+    tools = []
+    for tool in fields.objects("tools", limits.tools):
+        if tool.text("type", "custom") != "custom":
+            raise Refusal(400, f"{tool.name('type')}: only tools of the client are known here", param=tool.name("type"), code="unsupported")
+        tools.append({"type": "function", "function": {"name": tool.needed_text("name"), "description": tool.text("description") or "",
+                                                       "parameters": tool.inner("input_schema").values}})
+    chosen = fields.inner("tool_choice")
+    kind = chosen.choice("type", ("auto", "any", "tool", "none"), "auto")
+    choice = {"any": "required", "tool": chosen.text("name")}.get(kind, kind)
+    return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": not chosen.flag("disable_parallel_tool_use")} if tools else {}
 
 
 def _thinking(fields: Fields) -> dict[str, Any]:
@@ -111,12 +133,14 @@ def _content(reply: Reply) -> list[dict[str, Any]]:
         blocks.append({"type": "thinking", "thinking": reply.reasoning, "signature": ""})
     if reply.text:
         blocks.append({"type": "text", "text": reply.text})
-    return blocks
+    return blocks + [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in reply.tool_calls]
 
 
 def _ending(job: Job, reply: Reply, given: tuple[str, ...]) -> dict[str, Any]:
-    found = matched_stop(reply, given, job.llm.tokenizer) if reply.finish_reason == "stop" else None
-    reason = "max_tokens" if reply.finish_reason != "stop" else "end_turn" if found is None else "stop_sequence"
+    if reply.finish_reason != "stop":
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    found = matched_stop(reply, given, job.llm.tokenizer)
+    reason = "tool_use" if reply.tool_calls else "end_turn" if found is None else "stop_sequence"
     return {"stop_reason": reason, "stop_sequence": found}
 
 
@@ -138,6 +162,15 @@ class _Blocks:
         out = [] if kind == self._kind else [*self.close(), self._open({"type": kind, kind: ""})]
         self._kind = kind
         return [*out, self._event("content_block_delta", delta={"type": f"{kind}_delta", kind: piece})]
+
+    def call(self, piece: ToolDelta) -> list[bytes]:
+        out = []
+        if piece.id is not None:
+            out = [*self.close(), self._open({"type": "tool_use", "id": piece.id, "name": piece.name, "input": {}})]
+            self._kind = "tool_use"
+        if piece.arguments:
+            out.append(self._event("content_block_delta", delta={"type": "input_json_delta", "partial_json": piece.arguments}))
+        return out
 
     def _open(self, block: dict[str, Any]) -> bytes:
         self._index += 1
@@ -165,6 +198,9 @@ async def _frames(job: Job, head: dict[str, Any], given: tuple[str, ...]) -> Asy
         elif isinstance(what, Chunk):
             for kind, piece in (("thinking", what.reasoning), ("text", what.text)):
                 for frame in blocks.text(kind, piece) if piece else ():
+                    yield frame
+            for call in what.tool_calls:
+                for frame in blocks.call(call):
                     yield frame
         else:
             for frame in blocks.close():

@@ -11,6 +11,7 @@ from .limits import Fields, Limits, kind_of
 
 MAX_TOKENS = 1 << 30
 MAX_PARTS = 4096        # of one content
+ANY_OBJECT = {"type": "object"}
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 # name in the API and in Options -> smallest, largest; a whole number if both are int
 _NUMBERS: dict[str, tuple[float, float]] = {
@@ -86,6 +87,44 @@ def role_of(fields: Fields) -> str:
         raise Refusal(400, f"{fields.name('role')} is {shown}, must be one of {', '.join(_ROLES)}", param=fields.name("role"),
                       code="invalid_value")
     return _ROLES[role]
+
+
+def form_of(fields: Fields, key: str = "response_format") -> dict[str, Any]:
+    """The form that a reply must have: JSON by OpenAI's response_format, or a grammar or regex as pyllm takes them."""
+    options: dict[str, Any] = {name: value for name in ("grammar", "regex") if (value := fields.text(name))}
+    given = fields.inner(key)
+    kind = given.choice("type", ("text", "json_object", "json_schema"), "text")
+    if kind == "json_schema":
+        holder = given.inner("json_schema") if given.has("json_schema") else given
+        if not holder.has("schema"):
+            raise holder.wrong("schema", "a JSON schema")
+        options["schema"] = holder.inner("schema").values
+    elif kind == "json_object":
+        options["schema"] = given.inner("schema").values or ANY_OBJECT
+    return options
+
+
+def tools_of(fields: Fields, limits: Limits) -> dict[str, Any]:
+    """Options of a chat with tools: definitions in OpenAI's form, nested or flat, and which of them to call."""
+    tools = [tool.values for tool in fields.objects("tools", limits.tools)]
+    chosen = fields.values.get("tool_choice")
+    if chosen is not None and not isinstance(chosen, str | dict):
+        raise fields.wrong("tool_choice", "a text or an object")
+    parallel = fields.flag("parallel_tool_calls", True)
+    return {"tools": tools, "tool_choice": chosen, "parallel_tool_calls": parallel} if tools else {}
+
+
+def calls_of(message: Fields, limits: Limits) -> list[dict[str, Any]]:
+    """Calls of an earlier turn, as OpenAI and Ollama write them."""
+    calls = []
+    for call in message.objects("tool_calls", limits.tools):
+        function = call.inner("function")
+        arguments = function.values.get("arguments")
+        if not isinstance(arguments, str | dict):
+            raise function.wrong("arguments", "JSON as a text, or an object")
+        calls.append({"id": call.text("id") or "", "type": "function",
+                      "function": {"name": function.needed_text("name"), "arguments": arguments}})
+    return calls
 
 
 def template_options(fields: Fields) -> dict[str, Any]:

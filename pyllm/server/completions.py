@@ -15,7 +15,7 @@ from starlette.responses import Response
 from ..llm import LLM
 from ..replies import Logprob, Reply, Stream
 from ..tokenizer import Tokenizer
-from .asking import MAX_TOKENS, sampling, stops
+from .asking import MAX_TOKENS, form_of, sampling, stops
 from .failures import Refusal, answer
 from .limits import Fields, Limits, kind_of
 from .openai import DONE, failure, finish_reason, head_of, stream_options, timings_of, usage_of
@@ -82,7 +82,7 @@ def _ask_of(fields: Fields, limits: Limits, client: str) -> Ask:
     if fields.whole("best_of", 1, limits.n) not in (None, n):
         raise Refusal(400, "best_of must be as n", param="best_of", code="unsupported")
     top = fields.whole("logprobs", 0, limits.logprobs)
-    options = sampling(fields, limits) | {"stop": stops(fields, "stop", limits), "client": client}
+    options = sampling(fields, limits) | {"stop": stops(fields, "stop", limits), "client": client, **form_of(fields)}
     if top is not None:
         options["logprobs"] = top
     most = fields.whole("max_tokens", 0, MAX_TOKENS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -16,8 +16,8 @@ from starlette.responses import Response
 from .. import __version__
 from ..describe import Description, describe
 from ..llm import LLM
-from ..replies import Reply, Stream
-from .asking import MAX_TOKENS, role_of, sampling, stops
+from ..replies import Reply, Stream, ToolCall
+from .asking import ANY_OBJECT, MAX_TOKENS, calls_of, role_of, sampling, stops, tools_of
 from .failures import Refusal, answer, error_object
 from .limits import Fields, Limits
 from .models import Served, seconds_of
@@ -26,19 +26,21 @@ from .work import Job, Work, client_of, watched
 
 VERSION = "0.12.0"      # of Ollama, whose API this is; clients compare it
 
-Wrap = Callable[[str, str], dict[str, Any]]     # (text, thinking) -> the fields that hold them
+Wrap = Callable[[str, str, Sequence[ToolCall]], dict[str, Any]]     # (text, thinking, calls) -> the fields that hold them
 
 
 async def chat(work: Work, request: Request) -> Response:
     fields = Fields(await work.bodies.read(request))
     served = _served(work, fields)
-    messages = [_message(m) for m in fields.objects("messages", work.limits.messages)]
-    options = {**_options(fields, work.limits), "client": client_of(request)}
+    messages = [_message(m, work.limits) for m in fields.objects("messages", work.limits.messages)]
+    options = {**_options(fields, work.limits), **tools_of(fields, work.limits), "client": client_of(request)}
     if not messages:
         return await _load(work, served, fields, {"message": {"role": "assistant", "content": ""}})
 
-    def wrap(text: str, thinking: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, **({"thinking": thinking} if thinking else {})}}
+    def wrap(text: str, thinking: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+        asked = [{"function": {"name": call.name, "arguments": call.arguments}} for call in calls]
+        return {"message": {"role": "assistant", "content": text, **({"thinking": thinking} if thinking else {}),
+                            **({"tool_calls": asked} if asked else {})}}
 
     return await _answer(work, request, served, fields, lambda llm: llm.astream(messages, **options), wrap)
 
@@ -60,7 +62,7 @@ async def generate(work: Work, request: Request) -> Response:
         messages = [{"role": "system", "content": system}] if system else []
         return llm.astream([*messages, {"role": "user", "content": prompt}], **options)
 
-    def wrap(text: str, thinking: str) -> dict[str, Any]:
+    def wrap(text: str, thinking: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         return {"response": text, **({"thinking": thinking} if thinking else {})}
 
     return await _answer(work, request, served, fields, start, wrap)
@@ -77,7 +79,7 @@ async def _answer(work: Work, request: Request, served: Served, fields: Fields, 
             return Streamed(job, _lines(job, wrap), NDJSON, lambda refusal: line(error_object("/api/", refusal)))
         try:
             reply, = await job.replies()
-            return answer({**_head(served), **wrap(reply.text, reply.reasoning or ""), **_ending(reply)})
+            return answer({**_head(served), **wrap(reply.text, reply.reasoning or "", reply.tool_calls), **_ending(reply)})
         finally:
             await job.close()
 
@@ -100,9 +102,11 @@ async def _lines(job: Job, wrap: Wrap) -> AsyncIterator[bytes]:
         assert got is not None
         what = got[1]
         if isinstance(what, Reply):
-            yield line({**_head(job.served), **wrap("", ""), **_ending(what)})
+            if what.tool_calls:
+                yield line({**_head(job.served), **wrap("", "", what.tool_calls), "done": False})
+            yield line({**_head(job.served), **wrap("", "", ()), **_ending(what)})
         elif what.text or what.reasoning:
-            yield line({**_head(job.served), **wrap(what.text, what.reasoning), "done": False})
+            yield line({**_head(job.served), **wrap(what.text, what.reasoning, ()), "done": False})
 
 
 # ---- what is asked ----
@@ -111,10 +115,14 @@ def _served(work: Work, fields: Fields) -> Served:
     return work.models.find(fields.text("model") or fields.text("name"))
 
 
-def _message(given: Fields) -> dict[str, Any]:
+def _message(given: Fields, limits: Limits) -> dict[str, Any]:
     if given.items("images", 1):
         raise Refusal(400, f"{given.name('images')}: this model takes text only", param=given.name("images"))
     message: dict[str, Any] = {"role": role_of(given), "content": given.text("content") or ""}
+    if calls := calls_of(given, limits):
+        message["tool_calls"] = calls
+    if given.has("tool_name"):
+        message["name"] = given.text("tool_name")
     if given.has("thinking"):
         message["reasoning_content"] = given.text("thinking")
     return message
@@ -123,6 +131,11 @@ def _message(given: Fields) -> dict[str, Any]:
 def _options(fields: Fields, limits: Limits) -> dict[str, Any]:
     given = fields.inner("options")
     options = {**sampling(given, limits), "stop": stops(given, "stop", limits)}
+    form = fields.values.get("format")
+    if form and form != "json" and not isinstance(form, dict):
+        raise fields.wrong("format", '"json" or a JSON schema')
+    if form:
+        options["schema"] = form if isinstance(form, dict) else ANY_OBJECT
     most = given.whole("num_predict", -2, MAX_TOKENS)
     if most is not None and most > 0:       # -1 and -2: to the end of the context
         options["max_tokens"] = most
@@ -223,8 +236,8 @@ async def show(work: Work, request: Request) -> Response:
     facts, about = await _facts(served)
     async with work.models.lease(served) as llm:
         info = llm.info
-        capabilities = ["completion", *(["insert"] if llm.can_infill else [])]
         template = llm.template_source
+        capabilities = ["completion", "tools", *(["insert"] if llm.can_infill else []), *(["thinking"] if "think" in template else [])]
     arch = about.architecture if about else ""
     model_info = {"general.architecture": arch, "general.parameter_count": info["n_params"], "general.basename": info["name"],
                   f"{arch}.context_length": info["n_ctx_train"], "pyllm.context_length": info["ctx"]}

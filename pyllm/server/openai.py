@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..llm import LLM
-from ..replies import Chunk, Logprob, Reply, Stream
+from ..replies import Chunk, Logprob, Reply, Stream, ToolDelta
 from ..tokenizer import Tokenizer
-from .asking import MAX_TOKENS, role_of, sampling, stops, template_options, text_of
+from .asking import MAX_TOKENS, calls_of, form_of, role_of, sampling, stops, template_options, text_of, tools_of
 from .failures import Refusal, answer, error_object
 from .limits import Fields, Limits
 from .models import Served
@@ -63,6 +63,8 @@ def messages_of(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
         for key in ("name", "tool_call_id", "reasoning_content"):
             if given.has(key):
                 message[key] = given.text(key)
+        if calls := calls_of(given, limits):
+            message["tool_calls"] = calls
         messages.append(message)
     if not messages:
         raise Refusal(400, "messages must be a list of at least one message", param="messages", code="invalid_value")
@@ -70,8 +72,7 @@ def messages_of(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
 
 
 def chat_options(fields: Fields, limits: Limits) -> dict[str, Any]:
-    options = sampling(fields, limits)
-    options["stop"] = stops(fields, "stop", limits)
+    options = {**sampling(fields, limits), "stop": stops(fields, "stop", limits), **form_of(fields), **tools_of(fields, limits)}
     most = fields.whole("max_completion_tokens", 1, MAX_TOKENS) or fields.whole("max_tokens", 1, MAX_TOKENS)
     if most:
         options["max_tokens"] = most
@@ -98,7 +99,9 @@ def head_of(prefix: str, kind: str, served: Served) -> dict[str, Any]:
 
 def finish_reason(reply: Reply) -> str:
     """A generation whose time was over counts as one that became too long."""
-    return "length" if reply.finish_reason == "cancelled" else reply.finish_reason
+    if reply.finish_reason != "stop":
+        return "length"
+    return "tool_calls" if reply.tool_calls else "stop"
 
 
 def usage_of(replies: Sequence[Reply], n_prompts: int = 1) -> dict[str, Any]:
@@ -134,6 +137,8 @@ def _completion(job: Job, head: dict[str, Any], replies: list[Reply]) -> dict[st
         message: dict[str, Any] = {"role": "assistant", "content": reply.text}
         if reply.reasoning:
             message["reasoning_content"] = reply.reasoning
+        if reply.tool_calls:
+            message |= {"content": reply.text or None, "tool_calls": [call.to_openai() for call in reply.tool_calls]}
         logprobs = {"content": token_logprobs(job.llm.tokenizer, reply.logprobs)} if reply.logprobs else None
         choices.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": finish_reason(reply)})
     return {**head, "choices": choices, "usage": usage_of(replies), "timings": timings_of(replies[0])}
@@ -159,7 +164,7 @@ async def _chat_frames(job: Job, head: dict[str, Any], with_usage: bool) -> Asyn
             yield frame(i, {}, finish_reason(what), timings=timings_of(what))
             continue
         tokens = token_logprobs(job.llm.tokenizer, what.logprobs)
-        if tokens or what.text or what.reasoning:
+        if tokens or what.text or what.reasoning or what.tool_calls:
             yield frame(i, delta_of(what), logprobs={"content": tokens} if tokens else None)
     if with_usage:
         yield event({**head, "choices": [], "usage": usage_of([replies[i] for i in range(job.n)])})
@@ -167,10 +172,23 @@ async def _chat_frames(job: Job, head: dict[str, Any], with_usage: bool) -> Asyn
 
 
 def delta_of(chunk: Chunk) -> dict[str, Any]:
-    delta = {"content": chunk.text} if chunk.text or not chunk.reasoning else {}
+    delta: dict[str, Any] = {"content": chunk.text} if chunk.text or not (chunk.reasoning or chunk.tool_calls) else {}
     if chunk.reasoning:
         delta["reasoning_content"] = chunk.reasoning
+    if chunk.tool_calls:
+        delta["tool_calls"] = _tool_deltas(chunk.tool_calls)
     return delta
+
+
+def _tool_deltas(pieces: Iterable[ToolDelta]) -> list[dict[str, Any]]:
+    """One entry per call: clients lose the second of two in the same event."""
+    calls: dict[int, dict[str, Any]] = {}
+    for piece in pieces:
+        begun = {} if piece.id is None else {"id": piece.id, "type": "function"}
+        named = {} if piece.id is None else {"name": piece.name}
+        call = calls.setdefault(piece.index, {"index": piece.index, **begun, "function": {**named, "arguments": ""}})
+        call["function"]["arguments"] += piece.arguments
+    return list(calls.values())
 
 
 # ---- models ----

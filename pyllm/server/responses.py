@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..llm import LLM
-from ..replies import Chunk, Reply, Stream
-from .asking import MAX_TOKENS, role_of, sampling, text_of
+from ..replies import Chunk, Reply, Stream, ToolDelta
+from .asking import MAX_TOKENS, form_of, role_of, sampling, text_of, tools_of
 from .failures import Refusal, answer, error_object
 from .limits import Fields, Limits
 from .models import Served
@@ -67,6 +67,15 @@ def conversation_of(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
                 message["reasoning_content"] = reasoning
             reasoning = ""
             out.append(message)
+        elif kind == "function_call":
+            call = {"id": item.needed_text("call_id"), "type": "function",
+                    "function": {"name": item.needed_text("name"), "arguments": item.needed_text("arguments")}}
+            if not out or out[-1]["role"] != "assistant":
+                out.append({"role": "assistant", "content": "", **({"reasoning_content": reasoning} if reasoning else {})})
+                reasoning = ""
+            out[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            out.append({"role": "tool", "tool_call_id": item.needed_text("call_id"), "content": text_of(item, "output") or ""})
         else:
             raise Refusal(400, f"{item.name('type')} is {str(kind)[:40]!r}, which this server does not know", param=item.name("type"),
                           code="unsupported")
@@ -76,7 +85,7 @@ def conversation_of(fields: Fields, limits: Limits) -> list[dict[str, Any]]:
 
 
 def _options(fields: Fields, limits: Limits) -> dict[str, Any]:
-    options = sampling(fields, limits)
+    options = {**sampling(fields, limits), **form_of(fields.inner("text"), "format"), **tools_of(fields, limits)}
     most = fields.whole("max_output_tokens", 1, MAX_TOKENS)
     if most is not None:
         options["max_tokens"] = most
@@ -92,10 +101,13 @@ def _head(fields: Fields, served: Served) -> dict[str, Any]:
     """A response that has just begun."""
     return {"id": "resp_" + secrets.token_hex(12), "object": "response", "created_at": int(time.time()), "status": "in_progress",
             "error": None, "incomplete_details": None, "instructions": fields.text("instructions"),
-            "max_output_tokens": fields.values.get("max_output_tokens"), "model": served.name, "output": [], "parallel_tool_calls": True,
+            "max_output_tokens": fields.values.get("max_output_tokens"), "model": served.name, "output": [],
+            "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
             "previous_response_id": None, "reasoning": {"effort": fields.inner("reasoning").text("effort"), "summary": None},
-            "store": False, "temperature": fields.values.get("temperature"), "text": {"format": {"type": "text"}}, "tool_choice": "auto",
-            "tools": [], "top_p": fields.values.get("top_p"), "truncation": "disabled", "usage": None,
+            "store": False, "temperature": fields.values.get("temperature"),
+            "text": {"format": fields.inner("text").inner("format").values or {"type": "text"}},
+            "tool_choice": fields.values.get("tool_choice") or "auto", "tools": fields.values.get("tools") or [],
+            "top_p": fields.values.get("top_p"), "truncation": "disabled", "usage": None,
             "metadata": fields.inner("metadata").values}
 
 
@@ -112,7 +124,10 @@ def _ending(job: Job, reply: Reply) -> dict[str, Any]:
 def _items(reply: Reply) -> Iterator[dict[str, Any]]:
     if reply.reasoning:
         yield _item("reasoning", reply.reasoning)
-    yield _item("message", reply.text)
+    if reply.text or not reply.tool_calls:
+        yield _item("message", reply.text)
+    for call in reply.tool_calls:
+        yield _call_item(call.id, call.name, call.text)
 
 
 _PARTS = {"reasoning": "reasoning_text", "message": "output_text"}
@@ -127,6 +142,11 @@ def _item(kind: str, text: str | None, item_id: str | None = None) -> dict[str, 
     return {"id": item_id or "msg_" + secrets.token_hex(12), "type": kind, "role": "assistant", "content": content}
 
 
+def _call_item(call_id: str, name: str, arguments: str, item_id: str | None = None) -> dict[str, Any]:
+    return {"id": item_id or "fc_" + secrets.token_hex(12), "type": "function_call", "call_id": call_id, "name": name,
+            "arguments": arguments}
+
+
 def _done(item: dict[str, Any], status: str = "completed") -> dict[str, Any]:
     return {**item, "status": status}
 
@@ -139,7 +159,7 @@ class _Events:
         self._item: dict[str, Any] | None = None
         self.output: list[dict[str, Any]] = []
 
-    def event(self, name: str, **more: Any) -> bytes:
+    def event(self, name: str, /, **more: Any) -> bytes:
         number, self._number = self._number, self._number + 1
         return event({"type": f"response.{name}", "sequence_number": number, **more}, f"response.{name}")
 
@@ -157,10 +177,28 @@ class _Events:
         more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
         yield self._of_part(f"{_PARTS[kind]}.delta", delta=piece, **more)
 
+    def call(self, piece: ToolDelta) -> Iterator[bytes]:
+        if piece.id is not None:
+            yield from self.close()
+            self._item, self._text = _call_item(piece.id, piece.name or "", ""), []
+            yield self.event("output_item.added", output_index=len(self.output), item=_done(self._item, "in_progress"))
+        if piece.arguments and self._item is not None:
+            self._text.append(piece.arguments)
+            yield self.event("function_call_arguments.delta", item_id=self._item["id"], output_index=len(self.output),
+                             delta=piece.arguments)
+
     def close(self) -> Iterator[bytes]:
         if self._item is None:
             return
         kind, text = self._item["type"], "".join(self._text)
+        if kind == "function_call":
+            item = _done({**self._item, "arguments": text})
+            yield self.event("function_call_arguments.done", item_id=item["id"], output_index=len(self.output), name=item["name"],
+                             arguments=text)
+            yield self.event("output_item.done", output_index=len(self.output), item=item)
+            self.output.append(item)
+            self._item = None
+            return
         item = _done(_item(kind, text, self._item["id"]))
         yield self._of_part(f"{_PARTS[kind]}.done", text=text, **({"logprobs": []} if kind == "message" else {}))
         yield self._of_part("content_part.done", part=item["content"][0])
@@ -181,8 +219,11 @@ async def _frames(job: Job, head: dict[str, Any]) -> AsyncIterator[bytes]:
             for kind, piece in (("reasoning", what.reasoning), ("message", what.text)):
                 for frame in events.text(kind, piece) if piece else ():
                     yield frame
+            for call in what.tool_calls:
+                for frame in events.call(call):
+                    yield frame
         else:
-            if not what.text:           # an answer without a text has an empty message
+            if not what.text and not what.tool_calls:           # an answer without a text has an empty message
                 for frame in events.text("message", ""):
                     yield frame
             for frame in events.close():

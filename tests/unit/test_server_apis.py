@@ -150,7 +150,7 @@ def test_ollama_about_models(client: Client, llm: pyllm.LLM) -> None:
     assert model["name"] == "smollm2" and model["details"]["family"] == "llama" and model["details"]["quantization_level"] == "Q4_1"
     assert model["size"] == 98362432 and len(model["digest"]) == 64
     shown = client.post("/api/show", {"model": "smollm2"}).json
-    assert shown["capabilities"] == ["completion"] and shown["model_info"]["llama.context_length"] == 8192 and shown["template"]
+    assert shown["capabilities"] == ["completion", "tools"] and shown["model_info"]["llama.context_length"] == 8192 and shown["template"]
     running, = client.get("/api/ps").json["models"]
     assert running["context_length"] == 1024 and running["digest"] == model["digest"]
     assert client.get("/api/version").json["version"]

@@ -5,10 +5,12 @@ They are many packages: pip install '.[clients]'. Slow: pytest -m slow tests/uni
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,53 @@ def test_openai_many_at_once(url: str, expected: str) -> None:
     assert asyncio.run(_openai_together(url)) == [expected] * 8
 
 
+WEATHER = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}}, "required": ["city"],
+           "additionalProperties": False}
+TOOL = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a city", "parameters": WEATHER}}
+QUESTION = [{"role": "user", "content": "What is the weather in Oslo?"}]
+CITIES = ({"city": "Oslo"}, {"city": "Rome"})
+
+
+@cache
+def person():       # type: ignore[no-untyped-def]
+    from pydantic import BaseModel, Field
+
+    class Person(BaseModel):
+        name: str = Field(max_length=10)
+        age: int = Field(ge=0, le=150)
+
+    return Person
+
+
+def test_openai_parse(openai_client) -> None:       # type: ignore[no-untyped-def]
+    asked = {"model": "smollm2", "messages": [{"role": "user", "content": "Ada is 36."}], "temperature": 0}
+    said = openai_client.chat.completions.parse(response_format=person(), **asked)
+    assert said.choices[0].message.parsed.age >= 0
+    with openai_client.chat.completions.stream(response_format=person(), **asked) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.parsed == said.choices[0].message.parsed
+    parsed = openai_client.responses.parse(model="smollm2", input="Ada is 36.", text_format=person(), temperature=0).output_parsed
+    assert parsed.name == said.choices[0].message.parsed.name
+
+
+def test_openai_tools(openai_client) -> None:       # type: ignore[no-untyped-def]
+    asked = {"model": "smollm2", "messages": QUESTION, "tools": [TOOL], "tool_choice": "required", "temperature": 0}
+    call = openai_client.chat.completions.create(**asked).choices[0].message.tool_calls[0]
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments) in CITIES
+    with openai_client.chat.completions.stream(**asked) as stream:
+        done = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
+    assert json.loads(done[0].arguments) == json.loads(call.function.arguments)
+    flat = {"type": "function", "strict": True, **TOOL["function"]}
+    asked = {"model": "smollm2", "input": QUESTION, "tools": [flat], "tool_choice": "required", "temperature": 0}
+    item = openai_client.responses.create(**asked).output[0]
+    assert item.type == "function_call" and json.loads(item.arguments) in CITIES
+    with openai_client.responses.stream(**asked) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output[0].arguments == item.arguments
+
+
 # ---- anthropic ----
 
 def test_anthropic(url: str, expected: str, llm: pyllm.LLM) -> None:
@@ -123,6 +172,23 @@ def test_anthropic(url: str, expected: str, llm: pyllm.LLM) -> None:
             client.messages.create(model="claude", messages=HI, max_tokens=8)
 
 
+def test_anthropic_tools(url: str) -> None:
+    anthropic = pytest.importorskip("anthropic")
+    tool = {"name": "get_weather", "description": "The weather of a city", "input_schema": WEATHER}
+    with anthropic.Anthropic(base_url=url, api_key="test-key-1", max_retries=0) as client:
+        asked = {"model": "smollm2", "messages": QUESTION, "max_tokens": 100, "tools": [tool], "tool_choice": {"type": "any"},
+                 "extra_body": {"temperature": 0}}
+        said = client.messages.create(**asked)
+        assert said.stop_reason == "tool_use" and said.content[0].input in CITIES
+        with client.messages.stream(**asked) as stream:
+            for _ in stream:
+                pass
+            assert stream.get_final_message().content[0].input == said.content[0].input
+        result = {"type": "tool_result", "tool_use_id": said.content[0].id, "content": "rain"}
+        turns = [*QUESTION, {"role": "assistant", "content": said.content}, {"role": "user", "content": [result]}]
+        assert client.messages.create(model="smollm2", messages=turns, max_tokens=4, tools=[tool]).usage.output_tokens <= 4
+
+
 # ---- ollama ----
 
 def test_ollama(url: str, expected: str) -> None:
@@ -134,6 +200,10 @@ def test_ollama(url: str, expected: str) -> None:
     assert client.generate("smollm2", "Name a colour.", options=options).response == expected
     assert [m.model for m in client.list().models] == ["smollm2"] == [m.model for m in client.ps().models]
     assert client.show("smollm2").details.family == "llama"
+    said = client.chat("smollm2", [{"role": "user", "content": "Ada is 36."}], format=person().model_json_schema(),
+                       options={"temperature": 0})
+    assert person().model_validate_json(said.message.content).age >= 0
+    assert client.chat("smollm2", QUESTION, tools=[TOOL], options=options).done
     with pytest.raises(ollama.ResponseError):
         client.chat("other", HI)
 
@@ -147,12 +217,34 @@ def test_langchain(url: str, expected: str) -> None:
     assert "".join(str(c.content) for c in model.stream("Name a colour.")) == expected
 
 
+def test_langchain_structured_output_and_tools(url: str) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    model = langchain.ChatOpenAI(base_url=f"{url}/v1", api_key="test-key-1", model="smollm2", temperature=0)
+    assert model.with_structured_output(person()).invoke("Ada is 36.").age >= 0
+    called = model.bind_tools([TOOL], tool_choice="get_weather").invoke("What is the weather in Oslo?").tool_calls
+    assert called[0]["name"] == "get_weather" and called[0]["args"] in CITIES
+
+
+def test_instructor(url: str) -> None:
+    instructor, openai = pytest.importorskip("instructor"), pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="test-key-1") as plain:
+        client = instructor.from_openai(plain)
+        found = client.chat.completions.create(model="smollm2", response_model=person(), temperature=0, max_retries=0,
+                                               messages=[{"role": "user", "content": "Ada is 36."}])
+    assert 0 <= found.age <= 150
+
+
 def test_llm(url: str, expected: str, tmp_path: Path) -> None:
     pytest.importorskip("llm")
     (tmp_path / "extra-openai-models.yaml").write_text(
-        f"- model_id: local\n  model_name: smollm2\n  api_base: {url}/v1\n  api_key_name: local\n")
+        f"- model_id: local\n  model_name: smollm2\n  api_base: {url}/v1\n  api_key_name: local\n  supports_schema: true\n")
     (tmp_path / "keys.json").write_text('{"local": "test-key-1"}')
-    said = subprocess.run([sys.executable, "-m", "llm", "-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "8", "Name a colour."],
-                          env=os.environ | {"LLM_USER_PATH": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.strip() == expected
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "llm", "-m", "local", "-o", "temperature", "0", *arguments], check=False, timeout=120,
+                              env=os.environ | {"LLM_USER_PATH": str(tmp_path)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert run("-o", "max_tokens", "8", "Name a colour.") == expected
+    assert person().model_validate_json(run("--schema", json.dumps(person().model_json_schema()), "Ada is 36.")).age >= 0
