@@ -143,7 +143,7 @@ def test_wheel_contents(wheel: Path) -> None:
     modules |= {f"pyllm/{folder}/{p.name}" for folder in ("models", "quantize") for p in (ROOT / folder).glob("*.py")}
     native = {"pyllm/libpyllm.so", "pyllm/_ffi.py", "pyllm/py.typed", "pyllm/server/page.html"}
     assert {n for n in sizes if not n.startswith(info)} == modules | native
-    assert sizes["pyllm/libpyllm.so"] < 2 << 20
+    assert wheel.stat().st_size < 2_500_000
     assert "Requires-Python: >=3.10\n" in metadata and re.search(r"^License(-Expression)?: MIT$", metadata, re.M)
 
 
