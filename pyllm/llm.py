@@ -26,7 +26,7 @@ from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, PARALLEL, Engine, plan_bytes
 from .generation import Generation
 from .gguf import GGUF, file_path
-from .infill import find_marks
+from .infill import InfillMarks, find_marks
 from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
@@ -89,12 +89,11 @@ class LLM:
             self.threads: int = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
             self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv, self.parallel)
             pack = _pack_path(gguf, tape) if pack_cache and not self._adapters else None
-            self.tokenizer, self._engine = _both(
-                lambda: Tokenizer(gguf),
+            (self.tokenizer, self._infill), self._engine = _both(
+                lambda: _tokenizer(gguf),
                 lambda cancel: Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level,
                                       parallel=self.parallel, pack=pack, cancel=cancel))
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
-            self._infill = find_marks(gguf.kv, self.tokenizer)
             self._n_params = sum(prod(t.shape) for name, t in gguf.tensors.items() if ".lora_" not in name)
             self._n_ctx_train = _trained_ctx(tape)
         self.kv, self.plan_bytes = kv, plan
@@ -481,8 +480,14 @@ def _close_all() -> None:
         llm.close()
 
 
-def _both(make_tokenizer: Callable[[], Tokenizer], make_engine: Callable[[Any], Engine]) -> tuple[Tokenizer, Engine]:
-    """Both at once, the engine on a thread of its own, so that Ctrl-C is heard. It is given a flag that ends its load."""
+def _tokenizer(gguf: GGUF) -> tuple[Tokenizer, InfillMarks | None]:
+    tokenizer = Tokenizer(gguf)
+    return tokenizer, find_marks(gguf.kv, tokenizer)
+
+
+def _both(make_tokenizer: Callable[[], T], make_engine: Callable[[Any], Engine]) -> tuple[T, Engine]:
+    """A tokenizer, with what belongs to it, and an engine at once, the latter on a thread of its own, so that Ctrl-C is heard. It is given a
+    flag that ends its load."""
     cancel, ended = ffi.new("int32_t *"), threading.Event()
     made: list[Engine] = []
     failed: list[BaseException] = []

@@ -126,7 +126,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        return self._utf8.decode(self._shown.get(token) or self._tokenizer.token_bytes(token))
+        return self._utf8.decode(self._tokenizer.token_bytes(token) or self._shown.get(token, b""))
 
     def finish(self) -> str:
         """What is left: an unfinished character becomes U+FFFD."""
