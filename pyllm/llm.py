@@ -486,8 +486,8 @@ def _tokenizer(gguf: GGUF) -> tuple[Tokenizer, InfillMarks | None]:
 
 
 def _both(make_tokenizer: Callable[[], T], make_engine: Callable[[Any], Engine]) -> tuple[T, Engine]:
-    """A tokenizer, with what belongs to it, and an engine at once, the latter on a thread of its own, so that Ctrl-C is heard. It is given a
-    flag that ends its load."""
+    """A tokenizer, with what belongs to it, and an engine at once, the latter on a thread of its own, so that Ctrl-C is heard. It is given
+    a flag that ends its load."""
     cancel, ended = ffi.new("int32_t *"), threading.Event()
     made: list[Engine] = []
     failed: list[BaseException] = []
