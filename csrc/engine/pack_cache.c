@@ -268,7 +268,7 @@ static int write_pack(int fd, const char *path, const pyllm_model *m, pack_heade
 int pack_store(const pyllm_model *m, const pyllm_gguf *g, const char *path, int n_threads, const volatile int32_t *cancel, pyllm_error *err) {
     char temporary[FILE_PATH_BYTES];
     struct timespec now = {0};
-    pack_header *h;
+    pack_header *h = NULL;
     clock_gettime(CLOCK_REALTIME, &now);
     if (n_threads < 1 || n_threads > 1024) return err_set(err, PYLLM_ERR_ARG, "n_threads is %d, must be 1 to 1024", n_threads);
     if (snprintf(temporary, sizeof temporary, "%s.%lx-%lx.tmp", path, (long)getpid(), (long)now.tv_nsec) >= (int)sizeof temporary)

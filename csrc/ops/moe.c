@@ -44,9 +44,10 @@ static void route_row(void *ctx, int64_t r, int worker) {
     for (int64_t e = 0; e < n; e++) rank[e] = bias < 0 ? score[e] : score[e] + c->weights[bias].vec[e];
     uint8_t chosen[LIMIT_EXPERTS] = {0};
     for (int i = 0; i < k; i++) {
-        int64_t best = -1;
-        for (int64_t e = 0; e < n; e++)
-            if (!chosen[e] && (best < 0 || rank[e] > rank[best])) best = e;
+        int64_t best = 0;
+        while (chosen[best]) best++;
+        for (int64_t e = best + 1; e < n; e++)
+            if (!chosen[e] && rank[e] > rank[best]) best = e;
         chosen[best] = 1;
     }
     int at = 0;
