@@ -24,6 +24,7 @@ class Arch:
 
     names: ClassVar[tuple[str, ...]]                    # GGUF's general.architecture, then Hugging Face class names
     neox: ClassVar[bool] = True                         # rope turns pairs (i, i + n/2); False: (2i, 2i + 1)
+    oracle: ClassVar[str] = "transformers"              # whose logits the tests compare with
     layer_norm: ClassVar[bool] = False                  # norms take the mean off and may have a bias; False: RMS norms
     yarn_truncates: ClassVar[bool] = True               # YaRN's ramp begins and ends at whole pairs
     defaults: ClassVar[dict[str, Any]] = {}             # hyperparameters that the family's files may leave out

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 class Ernie45(Llama):
     names = ("ernie4_5", "Ernie4_5ForCausalLM")
+    tensors = Llama.dense
     hf_defaults = {"tie_word_embeddings": True}
 
     def row_order(self, name: str, n: int, config: Mapping[str, Any]) -> NDArray[np.intp] | None:

@@ -20,7 +20,7 @@ class Llama(Arch):
     names: ClassVar[tuple[str, ...]] = ("llama", "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")
     neox = False
     hf_keys: ClassVar[dict[str, str]] = {"num_experts": "num_local_experts"}
-    tensors: ClassVar[dict[str, Any]] = {
+    dense: ClassVar[dict[str, Any]] = {
         "model.embed_tokens": "token_embd",
         "model.layers.{i}.input_layernorm": "blk.{i}.attn_norm",
         "model.layers.{i}.self_attn.q_proj": "blk.{i}.attn_q",
@@ -31,12 +31,14 @@ class Llama(Arch):
         "model.layers.{i}.mlp.gate_proj": "blk.{i}.ffn_gate",
         "model.layers.{i}.mlp.up_proj": "blk.{i}.ffn_up",
         "model.layers.{i}.mlp.down_proj": "blk.{i}.ffn_down",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+    }
+    tensors = dense | {
         "model.layers.{i}.block_sparse_moe.gate": "blk.{i}.ffn_gate_inp",
         "model.layers.{i}.block_sparse_moe.experts.{e}.w1": "blk.{i}.ffn_gate_exps",
         "model.layers.{i}.block_sparse_moe.experts.{e}.w2": "blk.{i}.ffn_down_exps",
         "model.layers.{i}.block_sparse_moe.experts.{e}.w3": "blk.{i}.ffn_up_exps",
-        "model.norm": "output_norm",
-        "lm_head": "output",
     }
 
     def forward(self, g: Builder, c: Config) -> Value:

@@ -7,6 +7,7 @@ from .llama import Llama
 
 class SmolLM3(Llama):
     names = ("smollm3", "SmolLM3ForCausalLM")
+    tensors = Llama.dense
 
     def has_rope(self, layer: int) -> bool:
         return (layer + 1) % 4 != 0

@@ -59,9 +59,9 @@ def find_family(gguf: File) -> Arch:
         raise errors.FormatError(f"{gguf.path}: the metadata has no general.architecture\nhint: this file is not a language model")
     family = families().get(name)
     if family is None or family.name != name:
-        known = ", ".join(sorted({f.name for f in families().values()}))
-        raise errors.UnsupportedModel(f"{gguf.path}: models of architecture {name!r} are not supported\n"
-                                      f"hint: these are: {known}; docs/adding-a-model.md shows how to add one")
+        from .supported import advice
+
+        raise errors.UnsupportedModel(f"{gguf.path}: models of architecture {name!r} are not supported{advice(name, gguf.kv)}")
     return family
 
 

@@ -31,9 +31,10 @@ def find_family(config: Config, where: str) -> Arch:
     for name in classes:
         if isinstance(name, str) and name in families():
             return families()[name]
-    known = ", ".join(sorted(n for f in set(families().values()) for n in f.names[1:]))
-    raise errors.UnsupportedModel(f"{where}: models of class {', '.join(map(str, classes)) or 'unknown'} are not supported\n"
-                                  f"hint: these are: {known}; docs/adding-a-model.md shows how to add one")
+    from .supported import advice
+
+    name = ", ".join(map(str, classes))
+    raise errors.UnsupportedModel(f"{where}: models of class {name or 'unknown'} are not supported{advice(name, config)}")
 
 
 def text_config(config: Config, arch: Arch) -> dict[str, Any]:

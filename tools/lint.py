@@ -23,7 +23,7 @@ PY_LAYERS = [
     {"structured", "toolcalls", "toolforms"},
     {"tools"},
     {"pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
-    {"engine", "chat", "catalogue", "describe", "generation", "batch", "infill", "saved_tape"},
+    {"engine", "chat", "catalogue", "describe", "generation", "batch", "infill", "saved_tape", "supported"},
     {"dialogue"},
     {"driver", "session"},
     {"llm"},

@@ -22,6 +22,7 @@ COMMANDS = {
     "batch": ("batch", "answer a file of requests"),
     "pull": ("pull", "fetch a model into the cache"),
     "list": ("list", "models on this machine"),
+    "models": ("models", "families of models that run"),
     "show": ("show", "what a model is"),
     "rm": ("rm", "remove a fetched model"),
     "convert": ("convert", "a Hugging Face checkpoint becomes a GGUF file"),

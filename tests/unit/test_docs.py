@@ -102,7 +102,7 @@ def test_guide_lists_every_error() -> None:
 # ---- cli.md ----
 
 # command -> what is given to it, with --json, so that together the objects that it prints have all of their fields
-JSON = {"run": ["smollm2 --temp 0 -n 1 Hi"], "list": [""], "show": ["smollm2"], "tokenize": ["smollm2 Hi"],
+JSON = {"run": ["smollm2 --temp 0 -n 1 Hi"], "list": [""], "models": ["olmo"], "show": ["smollm2"], "tokenize": ["smollm2 Hi"],
         "bench": ["smollm2 -p 1 -n 1 -r 1 --profile"], "ppl": ["smollm2 --ctx 8 --chunks 1 -f tests/data/text/ppl-kjv.en.txt"],
         "compare": ["smollm2 smollm2 --ctx 8 --chunks 1 -f tests/data/text/ppl-kjv.en.txt"],
         "inspect": ["smollm2", "smollm2 --tape", "smollm2 --tape --cost"], "doctor": [""]}
@@ -292,6 +292,13 @@ def test_cli_links_to_its_own_headings() -> None:
     for name in ("docs/cli.md", "docs/guide.md"):
         for anchor in re.findall(r"\]\((?:cli\.md)?#([\w-]+)\)", page(name)):
             assert anchor in [heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)", page("docs/cli.md"), re.M)]
+
+
+# ---- models.md ----
+
+def test_the_page_of_models_is_current() -> None:
+    made = subprocess.run([sys.executable, ROOT / "tools/make_models_page.py", "-"], capture_output=True, text=True, check=True).stdout
+    assert page("docs/models.md") == made, "run: python tools/make_models_page.py"
 
 
 # ---- tape.md ----
