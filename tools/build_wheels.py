@@ -100,7 +100,8 @@ def copy(source: Path, target: Path) -> Path:
 
 def api() -> set[str]:
     """The functions that csrc/pyllm.h declares."""
-    return set(re.findall(r"\b(pyllm_\w+)\([^;{]*\);", (ROOT / "csrc/pyllm.h").read_text()))
+    code = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc/pyllm.h").read_text(), flags=re.S)
+    return set(re.findall(r"\b(pyllm_\w+)\([^;{]*\);", code))
 
 
 def newest(versions: Iterator[str]) -> tuple[int, ...]:

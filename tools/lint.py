@@ -30,7 +30,7 @@ PY_LAYERS = [
     {"perplexity", "selftest"},
     {"quantize"},
     {"server"},
-    {"cli"},
+    {"cli", "__pyinstaller"},
 ]
 FORBIDDEN = (r"\b(abort|exit|_exit|_Exit|quick_exit|raise|kill|longjmp|assert|printf|vprintf|fprintf|puts|putchar|perror|system|popen|fork)"
              r"\s*\(")
