@@ -141,6 +141,7 @@ int pyllm_pack_info(const char *path, pyllm_pack *out, pyllm_error *err) {
 }
 int64_t pyllm_model_weight_bytes(const pyllm_model *m) { return (int64_t)m->memory_bytes; }
 int32_t pyllm_model_n_vocab(const pyllm_model *m) { return (int32_t)m->t.n_vocab; }
+int32_t pyllm_model_width(const pyllm_model *m) { return (int32_t)m->t.values[m->t.n_values - 1].width; }
 int32_t pyllm_model_n_steps(const pyllm_model *m) { return m->t.n_steps; }
 const char *pyllm_model_kernel(const pyllm_model *m, int k) {
     for (int i = 0; i <= k; i++)

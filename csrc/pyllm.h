@@ -174,6 +174,8 @@ typedef struct pyllm_pack {
 int pyllm_pack_info(const char *path, pyllm_pack *out, pyllm_error *err);
 int64_t pyllm_model_weight_bytes(const pyllm_model *m);
 int32_t pyllm_model_n_vocab(const pyllm_model *m);
+/* Values of a row that a step gives: n_vocab, or the width of the embedding where the tape's last value is one. */
+int32_t pyllm_model_width(const pyllm_model *m);
 int32_t pyllm_model_n_steps(const pyllm_model *m);
 /* The k-th kernel that a run of this model calls, as "slot=symbol"; NULL past the end. */
 const char *pyllm_model_kernel(const pyllm_model *m, int k);
@@ -239,8 +241,9 @@ int pyllm_pages_drop(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_err
 int64_t pyllm_pages_idle(const pyllm_engine *e, int32_t group, const int32_t *pages, int64_t n);
 
 /* Runs one batch: row r appends tokens[r] to sequence seqs[r] at its next position; rows of one sequence ascend. Rows with
-   want[r] != 0 get logits: float32 [number of such rows, n_vocab] in row order, caller's memory. Any mix of prompts and single
-   tokens; results do not depend on the mix. On any error every sequence is as before the call. *cancel (may be NULL) is polled
+   want[r] != 0 get logits: float32 [number of such rows, pyllm_model_width] in row order, caller's memory. Any mix of prompts and single
+   tokens; results do not depend on the mix. A model that embeds texts takes each as a whole, its rows one after the other in one step, and
+   what row r gets is of the text up to it (of all of it if r is the last). On any error every sequence is as before the call. *cancel (may be NULL) is polled
    between tiles. The engine allocates nothing here. */
 int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
                float *logits, const volatile int32_t *cancel, pyllm_error *err);

@@ -26,6 +26,7 @@ class Arch:
     neox: ClassVar[bool] = True                         # rope turns pairs (i, i + n/2); False: (2i, 2i + 1)
     oracle: ClassVar[str] = "transformers"              # whose logits the tests compare with
     layer_norm: ClassVar[bool] = False                  # norms take the mean off and may have a bias; False: RMS norms
+    encoder: ClassVar[bool] = False                     # the result is an embedding, not logits
     yarn_truncates: ClassVar[bool] = True               # YaRN's ramp begins and ends at whole pairs
     defaults: ClassVar[dict[str, Any]] = {}             # hyperparameters that the family's files may leave out
     # Checkpoint's name to GGUF's, both without .weight and .bias, or both whole. {i}: layer; {e}: in a stack; several names: each has some
@@ -40,7 +41,7 @@ class Arch:
         return self.names[0]
 
     def forward(self, g: Builder, c: Config) -> Value:
-        """Writes the steps of the forward pass with g and returns the logits."""
+        """Writes the steps of the forward pass with g and returns the logits, or the embedding."""
         raise NotImplementedError
 
     def row_order(self, name: str, n: int, config: Mapping[str, Any]) -> NDArray[np.intp] | None:

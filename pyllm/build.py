@@ -99,9 +99,10 @@ class Builder:
         """Rows of the embedding matrix by token, times scale."""
         return self._step("embed", ["x"], [("w", self._weight(name)), ("scale", scale)])[0]
 
-    def positions(self, x: Value, name: str) -> Value:
-        """x plus the row of each position in a matrix of learned positions."""
-        return self._step("positions", ["x"], [("in", x), ("w", self._weight(name))])[0]
+    def positions(self, x: Value, name: str, row: int | None = None) -> Value:
+        """x plus the row of each position in a matrix of learned positions; row: this one for all."""
+        params = [("in", x), ("w", self._weight(name)), *([] if row is None else [("row", row)])]
+        return self._step("positions", ["x"], params)[0]
 
     def norm(self, x: Value, name: str, *, groups: int = 1, add: Value | None = None) -> Value:
         """The family's norm, RMS or layer norm. groups: so many parts of each row are normalised alone, with one weight or each with its
@@ -149,14 +150,14 @@ class Builder:
         return self._step("temperature", ["q_scaled"], [("in", q), ("scale", c.attn_temperature), ("length", c.temperature_length)])[0]
 
     def attention(self, q: Value, k: Value, v: Value, *, scale: float | None = None, window: int = 0, softcap: float = 0.0,
-                  sinks: str = "") -> Value:
-        """Causal attention over the sequence so far. scale: factor on q.k, by default 1/sqrt(head size); window: how many
-        positions a row sees, 0 = all; sinks: a score for each head that counts as one more position without value."""
+                  sinks: str = "", causal: bool = True) -> Value:
+        """Attention over the sequence so far, or without causal over all of it. scale: factor on q.k, by default 1/sqrt(head size); window:
+        how many positions a row sees, 0 = all; sinks: a score for each head that counts as one more position without value."""
         c = self.c
         layer, self._attentions = self._attentions, self._attentions + 1
         params = [("in", f"{q.name},{k.name},{v.name}"), ("layer", layer), ("heads", c.n_heads), ("kv_heads", c.n_kv_heads),
                   ("dim", c.head_dim), ("scale", 1 / sqrt(c.head_dim) if scale is None else scale), ("window", window),
-                  ("softcap", softcap), *([("sinks", self._weight(sinks))] if sinks else [])]
+                  ("softcap", softcap), *([("sinks", self._weight(sinks))] if sinks else []), *([] if causal else [("causal", 0)])]
         return self._step("attn", ["attn"], params)[0]
 
     def gated(self, x: Value, gate: str, up: str, *, act: str) -> Value:
@@ -204,6 +205,14 @@ class Builder:
         """Only the rows whose logits are wanted: what follows runs on those alone."""
         return self._step("rows", ["rows"], [("in", x)])[0]
 
+    def pool(self, x: Value) -> Value:
+        """One row for a whole text, as the file says: the mean of its rows, the first or the last."""
+        kind = 1 if self.c.pooling is None else self.c.pooling
+        if kind > 3:
+            raise errors.UnsupportedModel(f"{self.c.path}: this model ranks texts (pooling_type {kind}), which is not supported\n"
+                                          "hint: models that embed texts are")
+        return self._step("pool", ["pooled"], [("in", x), ("kind", kind)])[0] if kind in (1, 2) else self.rows(x)
+
     def scale(self, x: Value, by: float) -> Value:
         """x times a number; 1 changes nothing and writes no step."""
         return x if by == 1 else self._step("scale", ["scaled"], [("in", x), ("by", by)])[0]
@@ -217,10 +226,10 @@ class Builder:
 
     # ---- text ----
 
-    def text(self, logits: Value) -> str:
-        """The whole tape; logits: the value of the last step."""
-        self._names.discard(logits.name)
-        logits.name = "logits"
+    def text(self, result: Value) -> str:
+        """The whole tape; result: the value of the last step."""
+        self._names.discard(result.name)
+        result.name = "embedding" if self.arch.encoder else "logits"
         head = ["pyllm-tape 1", f"hparam n_vocab {self.c.n_vocab}", f"hparam n_ctx_train {self.c.n_ctx_train}"]
         head += self._tables + [f"ignore {name}" for name in self._ignored]
         return "\n".join([*head, *map(_line, self._steps)]) + "\n"

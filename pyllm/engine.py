@@ -44,7 +44,8 @@ class Engine:
             from . import pack_cache
 
             self._model, self.pack_state = pack_cache.load(gguf, text, level, threads, self._cancel, pack)
-        self.params = engine_params(threads, kv, n_positions, parallel)
+        self.params = engine_params(threads, kv, n_positions, parallel, tape)
+        self.max_rows: int = self.params.max_rows
         self.max_logits: int = self.params.max_logits
         made = ffi.new("pyllm_engine **")
         try:
@@ -54,10 +55,11 @@ class Engine:
             raise
         self._engine = made[0]
         self.n_vocab: int = lib.pyllm_model_n_vocab(self._model)
+        self.width: int = lib.pyllm_model_width(self._model)        # of a row of logits, or of an embedding
         self.n_steps: int = lib.pyllm_model_n_steps(self._model)
         self.weight_bytes: int = lib.pyllm_model_weight_bytes(self._model)
-        self._tokens, self._seqs, self._want = (ffi.new(f"{kind}[]", MAX_ROWS) for kind in ("int32_t", "int32_t", "uint8_t"))
-        self._logits = _untouched("float[]", self.max_logits * self.n_vocab)
+        self._tokens, self._seqs, self._want = (ffi.new(f"{kind}[]", self.max_rows) for kind in ("int32_t", "int32_t", "uint8_t"))
+        self._logits = _untouched("float[]", self.max_logits * self.width)
         self._group = ffi.new("pyllm_group *")
         self._pid = os.getpid()
 
@@ -153,14 +155,14 @@ class Engine:
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
-        """float32 [max_logits, n_vocab], written to by every step."""
+        """float32 [max_logits, width], written to by every step."""
         import numpy as np  # not at the top: the first token of a program does without
 
-        return np.frombuffer(ffi.buffer(self._logits), np.float32).reshape(self.max_logits, self.n_vocab)
+        return np.frombuffer(ffi.buffer(self._logits), np.float32).reshape(self.max_logits, self.width)
 
     def logits_row(self, i: int) -> Any:
         """Row i of `logits` as a buffer of floats."""
-        return ffi.buffer(self._logits + i * self.n_vocab, 4 * self.n_vocab)
+        return ffi.buffer(self._logits + i * self.width, 4 * self.width)
 
     @contextmanager
     def profile(self) -> Iterator[NDArray[np.float64]]:
@@ -242,19 +244,20 @@ def _flat(pages: list[list[int]]) -> Any:
     return ffi.new("int32_t[]", [p for of_group in pages for p in of_group])
 
 
-def engine_params(threads: int, kv: str, n_positions: int, parallel: int) -> Any:
+def engine_params(threads: int, kv: str, n_positions: int, parallel: int, tape: str) -> Any:
+    """Steps take MAX_ROWS rows, or a whole text where rows see those behind them."""
     if not isinstance(kv, str) or kv not in KV_TYPES:
         raise errors.ArgumentError(f"kv type {reprlib.repr(kv)} does not exist\nhint: one of {', '.join(KV_TYPES)}")
     return ffi.new("pyllm_engine_params *", {
-        "n_threads": threads, "kv_type": KV_TYPES[kv], "max_rows": MAX_ROWS, "max_seqs": parallel,
-        "n_positions": n_positions, "max_logits": max(MAX_LOGITS, parallel)})
+        "n_threads": threads, "kv_type": KV_TYPES[kv], "max_rows": max(MAX_ROWS, n_positions if " causal=0" in tape else 0),
+        "max_seqs": parallel, "n_positions": n_positions, "max_logits": max(MAX_LOGITS, parallel)})
 
 
 def plan_bytes(gguf: GGUF, tape: str, threads: int, kv: str, n_positions: int, parallel: int) -> tuple[int, int, int]:
     """(weights, KV, activations) in bytes, without taking them. Errors of the tape name the file: its tensors do not fit together."""
     text, err = tape.encode(), new_error()
     weights, cache, act = ffi.new("int64_t *"), ffi.new("int64_t *"), ffi.new("int64_t *")
-    params = engine_params(threads, kv, n_positions, parallel)
+    params = engine_params(threads, kv, n_positions, parallel, tape)
     try:
         check(lib.pyllm_model_plan(gguf.handle, text, len(text), weights, ffi.new("uint64_t *"), err), err)
         check(lib.pyllm_engine_plan(gguf.handle, text, len(text), params, cache, act, err), err)

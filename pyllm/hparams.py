@@ -68,6 +68,7 @@ class Config:
     attn_scale: float = _row("attention.scale", float, 1e-9, 1e9, None)
     attn_temperature: float = _row("attention.temperature_scale", float, 0, 1e3, 0.0)
     temperature_length: int = _row("attention.temperature_length", int, 1, 1 << 30, lambda v: v["n_ctx_train"])
+    pooling: int = _row("pooling_type", int, 0, 4, None)
     embedding_scale: float = _row("embedding_scale", float, -1e9, 1e9, 1.0, "embedding_multiplier")
     residual_scale: float = _row("residual_scale", float, -1e9, 1e9, 1.0, "residual_multiplier")
     logit_scale: float = _row("logit_scale", float, 1e-9, 1e9, 1.0, "logit_scale")

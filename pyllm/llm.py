@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from numbers import Integral, Real
 from operator import index
@@ -27,6 +27,7 @@ from .engine import MAX_LOGITS, MAX_ROWS, PARALLEL, Engine, plan_bytes
 from .generation import Generation
 from .gguf import GGUF, file_path
 from .infill import InfillMarks, find_marks
+from .loading import at_once, no_thread
 from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .chat import ChatTemplate
+    from .embedding import Embedder
     from .server.http import Background
     from .session import Session
 
@@ -89,13 +91,14 @@ class LLM:
             self.threads: int = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
             self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv, self.parallel)
             pack = _pack_path(gguf, tape) if pack_cache and not self._adapters else None
-            (self.tokenizer, self._infill), self._engine = _both(
+            (self.tokenizer, self._infill), self._engine = at_once(
                 lambda: _tokenizer(gguf),
                 lambda cancel: Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level,
                                       parallel=self.parallel, pack=pack, cancel=cancel))
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
             self._n_params = sum(prod(t.shape) for name, t in gguf.tensors.items() if ".lora_" not in name)
             self._n_ctx_train = _trained_ctx(tape)
+            self._pooling = gguf.kv.get(f"{gguf.kv.get('general.architecture')}.pooling_type")
         self.kv, self.plan_bytes = kv, plan
         self.level = ffi.string(lib.pyllm_cpu_level()).decode() if level is None else level
         if self._engine.n_vocab > self.tokenizer.n_vocab:
@@ -107,7 +110,7 @@ class LLM:
             self._driver = Driver(self._engine, self.parallel, max_waiting, stall_s)
         except RuntimeError as e:
             self._engine.close()
-            raise _no_thread(e) from None
+            raise no_thread(e) from None
         _open_models.add(self)
         self.load_s = time.perf_counter() - started
 
@@ -172,7 +175,7 @@ class LLM:
         """Logits of every position: float32 [len(ids), n_vocab]; row i predicts token i + 1. Raises ContextOverflow."""
         import numpy as np
 
-        self._check()
+        self._check_writes()
         tokens = self._ids(ids)
         out = np.empty((len(tokens), self._engine.n_vocab), np.float32)
         at = 0
@@ -183,7 +186,7 @@ class LLM:
 
     def logit_blocks(self, ids: Sequence[int], start: int = 0) -> Iterator[NDArray[np.float32]]:
         """The rows of `logits` from position `start` on, in blocks [at most 64, n_vocab]: all at once would be gigabytes for long texts."""
-        self._check()
+        self._check_writes()
         tokens = self._ids(ids)
         seq = self._driver.call(self._driver.open_seq, undo=self._engine.close_seq)
         try:
@@ -195,6 +198,33 @@ class LLM:
         finally:
             with suppress(errors.Closed, errors.ForkedProcess):     # not waited for: a generator may be collected anywhere
                 self._driver.post(lambda: self._engine.close_seq(seq))
+
+    def embed(self, texts: str | Sequence[str | Sequence[int]], *, pooling: str | None = None, normalize: bool = True,
+              dimensions: int | None = None, truncate: bool = False) -> NDArray[np.float32]:
+        """Vectors of texts, or of token ids: float32 [number of texts, width], of length 1 unless normalize=False; of one str: [width].
+
+        Any model can: encoders (BERT and its kin) are made for it; of others it is what the last norm gives. pooling: "mean" of a text's
+        tokens, its first ("cls") or "last" one; None: as the file says, else the mean. dimensions: only so many of the first values, for
+        models that were trained for that. truncate: a text that is too long is cut; else it raises ContextOverflow."""
+        return self._embedder.embed(texts, pooling, normalize, dimensions, truncate)
+
+    def token_embeddings(self, text: str | Sequence[int]) -> NDArray[np.float32]:
+        """The vectors that `embed` pools, one for each token: float32 [tokens, width]."""
+        return self._embedder.rows(text)
+
+    def embed_ids(self, texts: Sequence[str | Sequence[int]], truncate: bool = False) -> list[list[int]]:
+        """Token ids as `embed` has them. Raises ArgumentError, ContextOverflow."""
+        return self._embedder.ids(texts, truncate)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether this model only embeds texts."""
+        return self._embedder.encodes
+
+    @property
+    def n_embd(self) -> int:
+        """Values of a vector of `embed`."""
+        return self._embedder.width
 
     def on_engine(self, fn: Callable[[Engine], T]) -> T:
         """fn(engine) on the engine's thread, between two of its steps: for tools that measure a model, such as pyllm.quantize. It finds no
@@ -363,13 +393,26 @@ class LLM:
         if self._closed:
             raise errors.Closed("the model is closed")
 
-    def _chat(self, messages: Messages, options: Mapping[str, Any], on_end: Callable[[], None] | None = None) -> Generation:
+    @cached_property
+    def _embedder(self) -> Embedder:
+        from .embedding import Embedder
+
         self._check()
+        return Embedder(self, self._engine, self._driver, self._pooling)
+
+    def _check_writes(self) -> None:
+        """As _check, and the model gives logits."""
+        self._check()
+        if self.encodes:
+            raise errors.UnsupportedModel(f"{os.path.basename(self.path)} embeds texts, it does not write any\nhint: use embed()")
+
+    def _chat(self, messages: Messages, options: Mapping[str, Any], on_end: Callable[[], None] | None = None) -> Generation:
+        self._check_writes()
         text, asked = ask(self.template, messages, options)
         return self._submit(self._encode(text, add_special=False), asked, on_end=on_end)
 
     def _complete(self, prompt: str | Sequence[int], options: Mapping[str, Any], on_end: Callable[[], None] | None = None) -> Generation:
-        self._check()
+        self._check_writes()
         suffix = options.get("suffix")
         if suffix is not None:
             ids = self._infill_ids(prompt, suffix)
@@ -384,14 +427,14 @@ class LLM:
             raise errors.UnsupportedModel(f"{os.path.basename(self.path)} has no fill-in-the-middle tokens\n"
                                           "hint: leave suffix out, or use a code model that was trained for it")
         for text in (before, after):
-            self._refuse_long(text)
+            self.refuse_long(text)
         return self._infill.prompt(self.tokenizer, before, after)
 
     def _encode(self, text: str, add_special: bool = True) -> list[int]:
-        self._refuse_long(text)
+        self.refuse_long(text)
         return self.tokenizer.encode(text, add_special)
 
-    def _refuse_long(self, text: str) -> None:
+    def refuse_long(self, text: str) -> None:
         """Raises ContextOverflow for a text far beyond the context before all of it is tokenized. Cut texts have a few tokens more than
         the whole; a quarter is far from that."""
         if len(text) <= LONG_TEXT:
@@ -404,7 +447,7 @@ class LLM:
 
     def _submit(self, ids: list[int], asked: Asked, on_end: Callable[[], None] | None = None) -> Generation:
         """Starts a request."""
-        self._check()
+        self._check_writes()
         options = asked.options
         if not ids:
             raise errors.ArgumentError("the prompt is empty\nhint: give at least one token")
@@ -423,6 +466,13 @@ class LLM:
         return g
 
     def _ids(self, ids: Sequence[int]) -> list[int]:
+        tokens = self.valid_ids(ids)
+        if len(tokens) > self.ctx:
+            raise errors.ContextOverflow(len(tokens), self.ctx)
+        return tokens
+
+    def valid_ids(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as a list, however many. Raises ArgumentError."""
         try:
             if isinstance(ids, (str, bytes, bytearray)):
                 raise TypeError
@@ -432,8 +482,6 @@ class LLM:
         bad = next((t for t in tokens if not 0 <= t < self._engine.n_vocab), None)
         if bad is not None:
             raise errors.ArgumentError(f"token id {bad} is not in the vocabulary of {self._engine.n_vocab}")
-        if len(tokens) > self.ctx:
-            raise errors.ContextOverflow(len(tokens), self.ctx)
         return tokens
 
     def _step_alone(self, seq: int, tokens: list[int], want: int) -> NDArray[np.float32]:
@@ -485,47 +533,10 @@ def _tokenizer(gguf: GGUF) -> tuple[Tokenizer, InfillMarks | None]:
     return tokenizer, find_marks(gguf.kv, tokenizer)
 
 
-def _both(make_tokenizer: Callable[[], T], make_engine: Callable[[Any], Engine]) -> tuple[T, Engine]:
-    """A tokenizer, with what belongs to it, and an engine at once, the latter on a thread of its own, so that Ctrl-C is heard. It is given
-    a flag that ends its load."""
-    cancel, ended = ffi.new("int32_t *"), threading.Event()
-    made: list[Engine] = []
-    failed: list[BaseException] = []
-
-    def load() -> None:
-        try:
-            made.append(make_engine(cancel))
-        except BaseException as e:
-            failed.append(e)
-        finally:
-            ended.set()
-
-    try:
-        threading.Thread(target=load, name="pyllm-load", daemon=True).start()
-    except RuntimeError as e:
-        raise _no_thread(e) from None
-    try:
-        tokenizer = make_tokenizer()
-        ended.wait()
-    except BaseException:
-        lib.pyllm_cancel_set(cancel, 1)
-        ended.wait()
-        for engine in made:
-            engine.close()
-        raise
-    if failed:
-        raise failed[0]
-    return tokenizer, made[0]
-
-
 def _pack_path(gguf: GGUF, tape: str) -> Path:
     from .pack_cache import entry_path
 
     return entry_path(gguf, tape)
-
-
-def _no_thread(e: RuntimeError) -> errors.OutOfMemory:
-    return errors.OutOfMemory(f"no thread can be had: {e}\nhint: end other programs, or raise the limit (ulimit -u)")
 
 
 def _resolve(spec: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None) -> str:

@@ -25,9 +25,10 @@ def exact(x: Array, name: str, w: Array) -> Array:
 
 
 def run(tape: str, weights: Weights, tokens: Sequence[int], product: Product = exact) -> Array:
-    """Logits [len(tokens), n_vocab] at every position of one sequence. weights: tensor name to values, [out, in] or [n]; product: how
-    matrices multiply, for studies of what quantized activations do."""
-    return values(tape, weights, tokens, product)["logits"]
+    """The tape's last value, logits [len(tokens), n_vocab] or embeddings, at every position of one sequence. weights: tensor name to
+    values, [out, in] or [n]; product: how matrices multiply, for studies of what quantized activations do."""
+    *_, last = values(tape, weights, tokens, product).values()
+    return last
 
 
 def values(tape: str, weights: Weights, tokens: Sequence[int], product: Product = exact) -> dict[str, Array]:
@@ -75,8 +76,8 @@ class _Run:
     def embed(self, w: str, scale: str) -> Array:
         return np.asarray(self.weights(w)[self.tokens], np.float64) * float.fromhex(scale)
 
-    def positions(self, x: Array, w: str) -> Array:
-        return x + np.asarray(self.weights(w)[: len(x)], np.float64)
+    def positions(self, x: Array, w: str, row: str = "") -> Array:
+        return x + np.asarray(self.weights(w)[int(row) if row else slice(len(x))], np.float64)
 
     def angles(self, table: str, mscale: str) -> Array:
         turn = np.arange(len(self.tokens))[:, None] * self.tables[table]
@@ -118,7 +119,7 @@ class _Run:
         return q * (1 + float.fromhex(scale) * np.log1p(steps))
 
     def attn(self, q: Array, k: Array, v: Array, layer: str, heads: str, kv_heads: str, dim: str, scale: str, window: str,
-             softcap: str, sinks: str = "") -> Array:
+             softcap: str, sinks: str = "", causal: str = "1") -> Array:
         t, cap, w = len(q), float.fromhex(softcap), int(window)
         group = int(heads) // int(kv_heads)
         q, k, v = (x.reshape(t, -1, int(dim)).swapaxes(0, 1) for x in (q, k, v))       # [heads, T, dim]
@@ -127,7 +128,10 @@ class _Run:
         if cap:
             scores = cap * np.tanh(scores / cap)
         back = np.arange(t)[:, None] - np.arange(t)
-        scores[:, (back < 0) | (back >= w if w else False)] = -np.inf
+        if causal == "1":
+            scores[:, (back < 0) | (back >= w if w else False)] = -np.inf
+        elif w:
+            scores[:, abs(back) > w // 2] = -np.inf
         most = scores.max(axis=2, keepdims=True)
         p = np.exp(scores - most)
         extra = np.exp(self.weight(sinks)[:, None, None] - most) if sinks else 0
@@ -179,6 +183,10 @@ class _Run:
 
     def rows(self, x: Array) -> Array:
         return x        # every position's logits are wanted here
+
+    def pool(self, x: Array, kind: str) -> Array:
+        first = np.broadcast_to(x[0], x.shape)
+        return x.cumsum(axis=0) / np.arange(1, len(x) + 1)[:, None] if kind == "1" else first
 
     def softcap(self, x: Array, cap: str) -> Array:
         y: Array = float.fromhex(cap) * np.tanh(x / float.fromhex(cap))

@@ -17,7 +17,7 @@ from pyllm.engine import plan_bytes
 from pyllm.gguf import GGUF
 from pyllm.models import stack_index
 
-from . import modelcard, packed, vocab
+from . import modelcard, packed, sentences, vocab
 from .fields import Field
 from .folder import open_folder
 from .source import TensorSource, n_rows
@@ -82,7 +82,8 @@ class Checkpoint:
         self.close()
 
     def _tensors(self, where: str) -> list[TensorSource]:
-        weights = packed.weights(self._folder.weights(), self.config, self._folder.path)
+        stored = {name: part for name, part in self._folder.weights().items() if not self.arch.ignores(name)}
+        weights = packed.weights(stored, self.config, self._folder.path)
         found: dict[str, TensorSource] = {}
         stacks: dict[str, dict[int, CheckpointTensor]] = {}
         for hf_name, weight in weights.items():
@@ -114,6 +115,7 @@ class Checkpoint:
     def _metadata(self, where: str, name: str | None, pre: str | None) -> dict[str, Field]:
         with checked(where):
             keys = hf.metadata(self.config, self.arch)
+            keys |= {f"{self.arch.name}.{key}": value for key, value in sentences.fields(self._folder).items()}
         rows = next((t.dims[1] for t in self.tensors if t.name == "token_embd.weight" and len(t.dims) == 2), None)
         if rows is None and type(self.config.get("vocab_size")) is int:
             rows = self.config["vocab_size"]

@@ -52,14 +52,24 @@ class Folder:
 
     def json(self, name: str) -> dict[str, Any] | None:
         """A table; None if there is no file of this name."""
-        text = self.text(name)
-        try:
-            table = None if text is None else json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise errors.FormatError(f"{self.path / name} is not JSON: {e}\nhint: the file is damaged; download it again") from None
-        if text is not None and not isinstance(table, dict):
+        table = self._parsed(name)
+        if table is not None and not isinstance(table, dict):
             raise errors.FormatError(f"{self.path / name} holds no JSON object\nhint: the file is damaged; download it again")
         return table
+
+    def array(self, name: str) -> list[Any]:
+        """A list; empty if there is no file of this name."""
+        found = self._parsed(name)
+        if found is not None and not isinstance(found, list):
+            raise errors.FormatError(f"{self.path / name} holds no JSON list\nhint: the file is damaged; download it again")
+        return found or []
+
+    def _parsed(self, name: str) -> Any:
+        text = self.text(name)
+        try:
+            return None if text is None else json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise errors.FormatError(f"{self.path / name} is not JSON: {e}\nhint: the file is damaged; download it again") from None
 
     def weights(self) -> dict[str, Stored]:
         """All tensors by name, file by file in the order of their data. Raises FileError, FormatError or UnsupportedModel."""

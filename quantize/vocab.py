@@ -22,7 +22,7 @@ from .vocab_types import CONTROL, SPACE, UNUSED, Vocab
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|end_of_turn|>", "<|return|>", "<turn|>")
 _MESSAGE_END = "<|eom_id|>"
 # Kinds of special tokens: name in Hugging Face's files, name in GGUF files.
-_KINDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
+_KINDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls", "mask": "mask"}
 
 
 @dataclass

@@ -1,5 +1,5 @@
-"""Vocabularies out of tokenizer.json, the file of Hugging Face's tokenizers library: byte-level BPE, and sentencepiece's BPE as it is
-written there, whose scores follow from the order of the merges."""
+"""Vocabularies out of tokenizer.json, the file of Hugging Face's tokenizers library: byte-level BPE, sentencepiece's BPE as it is
+written there, whose scores follow from the order of the merges, and WordPiece."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pyllm import errors
 
-from . import pretokenizers
+from . import pretokenizers, vocab_wordpiece
 from .vocab_types import ADDED_SCORE, BYTE, CONTROL, MAX_TOKENS, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocab
 
 _HARMLESS = ("NFC",)        # normalizers that change no text in composed form
@@ -22,16 +22,19 @@ def is_byte_level(table: Mapping[str, Any]) -> bool:
 def read(table: Mapping[str, Any], where: str, pre: str | None) -> Vocab:
     """The vocabulary of a parsed tokenizer.json. where: its path, for messages; pre: see vocab.fields."""
     model = table.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else None
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or kind not in ("BPE", "WordPiece"):
         raise errors.UnsupportedTokenizer(f"{where}: the tokenizer model {kind!r} cannot be converted\n"
-                                          "hint: BPE can; of others sentencepiece's tokenizer.model")
+                                          "hint: BPE and WordPiece can; of others sentencepiece's tokenizer.model")
     tokens = _tokens(model.get("vocab"), table, where)
     added = _added(table, where)
-    merges = list(_merges(model.get("merges"), where))
-    vocab = (_byte_level(table, tokens, merges, where, pre) if is_byte_level(table) else _sentencepiece(table, tokens, merges, where))
+    if kind == "WordPiece":
+        vocab = vocab_wordpiece.read(table, tokens, where)
+    else:
+        merges = list(_merges(model.get("merges"), where))
+        vocab = (_byte_level(table, tokens, merges, where, pre) if is_byte_level(table) else _sentencepiece(table, tokens, merges, where))
     for token, special, index in added:
-        vocab.put(index, token if special or vocab.model == "gpt2" else token.replace(SPACE, " "), special)
+        vocab.put(index, token.replace(SPACE, " ") if vocab.model == "llama" and not special else token, special)
     first, last = _wrapped(table.get("post_processor"))
     vocab.adds_bos, vocab.adds_eos = first, last
     return vocab

@@ -48,6 +48,8 @@ GRANITE = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention
 PLAIN = SMALL | {"layer_norm_eps": 1e-5}
 FALCON = {"vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 256,
           "bos_token_id": 1, "eos_token_id": 2}
+BERT = {key: SMALL[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                                    "max_position_embeddings")} | {"pad_token_id": 0}
 PHI3 = SMALL | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}
 
 
@@ -109,6 +111,8 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "arcee": ("ArceeForCausalLM", SMALL, 40, None),
     "seed-oss": ("SeedOssForCausalLM", SMALL | {"head_dim": 32, "attention_bias": True}, 40, None),
     "ernie4_5": ("Ernie4_5ForCausalLM", SMALL | {"use_bias": True, "tie_word_embeddings": True, "head_dim": 16}, 40, None),
+    "bert": ("BertModel", BERT, 40, None),
+    "xlm-roberta": ("XLMRobertaModel", BERT | {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}, 40, None),
     "phi3": ("Phi3ForCausalLM", PHI3 | {"sliding_window": 8}, 40, None),
     "phi3-longrope": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 40, None),
     "phi3-longrope.short": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 24, 32),
@@ -137,7 +141,8 @@ def make(name: str) -> None:
     assert not any(report.values()), report
     ids = [(37 * i * i + 11 * i + 5) % settings["vocab_size"] for i in range(n)]
     with torch.no_grad():
-        logits = model.eval()(torch.tensor([ids])).logits[0].numpy()
+        out = model.eval()(torch.tensor([ids]))
+        logits = (out.logits if "logits" in out else out.last_hidden_state)[0].numpy()
     text = json.dumps({"hf_class": hf_class, "config": saved, "shapes": shapes, "ids": ids, "ctx": ctx}, sort_keys=True)
     (FOLDER / f"{name}.json").write_text(text + "\n")
     np.save(FOLDER / f"{name}.npy", logits.astype(np.float32))

@@ -313,8 +313,9 @@ static int check_end(parser *p) {
     tape *t = p->t;
     if (!t->n_steps || !t->n_vocab || !t->n_ctx_train) return fail(p, "steps, n_vocab and n_ctx_train are needed", none);
     const value *y = &t->values[t->n_values - 1];
-    if (strcmp(y->name, "logits") || !y->late || y->width != t->n_vocab)
-        return err_set(p->err, PYLLM_ERR_FORMAT, "tape: the last value must be logits of width %lld after rows", (long long)t->n_vocab);
+    if (!y->late || (strcmp(y->name, "embedding") && (strcmp(y->name, "logits") || y->width != t->n_vocab)))
+        return err_set(p->err, PYLLM_ERR_FORMAT, "tape: the last value must be logits of width %lld, or an embedding, after rows or pool",
+                       (long long)t->n_vocab);
     t->values[t->n_values - 1].last = t->n_steps;
     for (int32_t i = 0; i < t->n_steps; i++) {
         const step *s = &t->steps[i];

@@ -2,7 +2,10 @@
  *
  * Queries are taken in tiles: consecutive rows of one sequence times the heads that share a kv head. Every tile sees its positions in
  * chunks of 256 at absolute multiples of 256 (kernels.h); chunk states merge in chunk order. With many rows one work item is a tile
- * with all its chunks; with few rows an item is one chunk of a tile, and a second pass merges. Both compute the same numbers. */
+ * with all its chunks; with few rows an item is one chunk of a tile, and a second pass merges. Both compute the same numbers.
+ *
+ * Without causality (encoders) a row sees all rows of its sequence, or those at most half a window away on either side; the whole sequence is
+ * one run then. */
 #include "ops.h"
 
 #include <string.h>
@@ -17,6 +20,7 @@ int check_attn(const op_check *c, step *s) {
         return err_set(c->err, PYLLM_ERR_UNSUPPORTED, "attention heads of %lld values: only multiples of 16 up to 1024 can run", (long long)dim);
     const param *sinks = &s->p[ATTN_SINKS];
     if (s->p[ATTN_WINDOW].i[0] < 0) return op_fail(c, s, "window is negative");
+    if (s->p[ATTN_CAUSAL].n && s->p[ATTN_CAUSAL].i[0] > 1) return op_fail(c, s, "causal is 0 or 1");
     if (sinks->n && (sinks->n != 1 || sinks->id[0] < 0 || c->weights[sinks->id[0]].n != heads)) return op_fail(c, s, "sinks are not one for each head");
     for (int i = 0; i < 3; i++)
         if (c->values[s->in[i]].width != (i ? kv : heads) * dim || c->values[s->in[i]].late)
@@ -28,7 +32,8 @@ int check_attn(const op_check *c, step *s) {
 /* One tile: rows [row, row + n) of the batch, positions pos.. of one sequence. */
 typedef struct tile {
     const int32_t *const *pages;
-    int64_t pos, first, last;   /* first and last visible chunk */
+    int64_t pos, end;           /* end: of the sequence as far as it is stored, which rows see without causality */
+    int64_t first, last;        /* first and last visible chunk */
     int32_t row, n;
 } tile;
 
@@ -40,10 +45,17 @@ typedef struct attn_job {
     float *o;
     const float *sinks;         /* [heads] or NULL */
     float scale, softcap;
-    int heads, kv_heads, dim, tile_rows;
+    int heads, kv_heads, dim, tile_rows, causal;
     int64_t splits;             /* most chunks a tile has (split mode), else 0 */
     int64_t state_floats;       /* of one (tile, kv head, chunk) */
 } attn_job;
+
+/* Positions [*begin, *end) that the row at p sees. */
+static void visible(const attn_job *j, const tile *t, int64_t p, int64_t *begin, int64_t *end) {
+    int64_t w = j->group->window, back = j->causal ? w - 1 : w / 2;
+    *begin = w && p > back ? p - back : 0;
+    *end = j->causal ? p + 1 : w && p + back + 1 < t->end ? p + back + 1 : t->end;
+}
 
 static uint8_t *page_at(const attn_job *j, int32_t page, int kv_head) {
     return j->group->pool + (size_t)page * j->group->page_bytes + j->layer->offset +
@@ -82,9 +94,12 @@ static int tile_get(const attn_job *j, int64_t i, tile *t) {
         t->row = u->row + at;
         t->n = u->n - at < j->tile_rows ? u->n - at : j->tile_rows;
         t->pos = u->pos + at;
-        int64_t lo = j->group->window && t->pos - j->group->window + 1 > 0 ? t->pos - j->group->window + 1 : 0;
-        t->first = lo / CHUNK;
-        t->last = (t->pos + t->n - 1) / CHUNK;
+        t->end = u->pos + u->n;
+        int64_t begin, end;
+        visible(j, t, t->pos, &begin, &end);
+        t->first = begin / CHUNK;
+        visible(j, t, t->pos + t->n - 1, &begin, &end);
+        t->last = (end - 1) / CHUNK;
         return 1;
     }
     return 0;
@@ -103,8 +118,9 @@ static int chunk_states(const attn_job *j, const tile *t, int64_t chunk, int kv_
     int group = j->heads / j->kv_heads, first = -1, count = 0, low = CHUNK, high = 0;
     int64_t base = chunk * CHUNK;
     for (int i = 0; i < t->n; i++) {
-        int64_t p = t->pos + i, begin = j->group->window && p - j->group->window + 1 > 0 ? p - j->group->window + 1 : 0;
-        int64_t a = begin > base ? begin - base : 0, e = p + 1 - base < CHUNK ? p + 1 - base : CHUNK;
+        int64_t begin, end;
+        visible(j, t, t->pos + i, &begin, &end);
+        int64_t a = begin > base ? begin - base : 0, e = end - base < CHUNK ? end - base : CHUNK;
         if (a >= e) continue;           /* rows that see the chunk are consecutive */
         if (first < 0) first = i;
         lo[count] = (int16_t)a;
@@ -120,7 +136,7 @@ static int chunk_states(const attn_job *j, const tile *t, int64_t chunk, int kv_
         k_pages[p] = page_at(j, table[chunk * CHUNK_PAGES + p], kv_head);
         v_pages[p] = k_pages[p] + j->layer->k_bytes;
         int64_t page = next * CHUNK_PAGES + p;
-        if (page * PAGE < t->pos + t->n && table[page] >= 0) next_pages[p] = page_at(j, table[page], next_head);
+        if (page * PAGE < t->end && table[page] >= 0) next_pages[p] = page_at(j, table[page], next_head);
     }
     int64_t ld = (int64_t)j->heads * j->dim;
     attn_args a = {.q = j->q + (t->row + first) * ld + (int64_t)kv_head * group * j->dim, .ldq = ld, .rows = count, .group = group,
@@ -233,6 +249,10 @@ int run_attn(const op_ctx *c, const step *s) {
                   .softcap = s->p[ATTN_SOFTCAP].f, .heads = (int)s->p[ATTN_HEADS].i[0], .kv_heads = layer->kv_heads, .dim = layer->dim};
     int group = j.heads / j.kv_heads;
     if (s->p[ATTN_SINKS].n) j.sinks = c->weights[s->p[ATTN_SINKS].id[0]].vec;
+    j.causal = !s->p[ATTN_CAUSAL].n || s->p[ATTN_CAUSAL].i[0];
+    for (int32_t r = 0; r < c->b->n_runs && !j.causal; r++)
+        if (c->b->runs[r].pos)
+            return err_set(c->err, PYLLM_ERR_ARG, "this model looks at a text as a whole: all of its rows belong in one step, one after the other");
     TRY(pool_run(c->pool, store_row, &j, c->b->n_rows, 4, c->cancel));
 
     j.tile_rows = 1;            /* try split mode: single rows, chunks apart */

@@ -9,7 +9,7 @@
 #include "../formats/gguf.h"
 #include "../kernels/kernels.h"
 
-enum { OP_MAX = 3, PARAM_MAX = 8 };
+enum { OP_MAX = 3, PARAM_MAX = 9 };
 
 /* A matrix (packed, n rows of k) or a vector (f32, n elements) that the tape names, possibly a slice of a tensor. */
 typedef struct weight {
@@ -31,7 +31,7 @@ typedef struct weight {
 typedef struct value {
     char name[32];
     int64_t width;
-    int late;                   /* after `rows`: only rows with logits */
+    int late;                   /* after `rows` or `pool`: only rows with logits */
     int32_t first, last;        /* steps that write it and read it last */
     size_t offset;              /* floats, in the activation buffer; SIZE_MAX: the caller's logits */
 } value;
@@ -92,7 +92,7 @@ typedef struct batch {
 
 /* Parameters in the order of their rows in ops.def, where others than the op look at them. The KV cache is laid out by attention's. */
 enum { LINEAR_W, LINEAR_BIAS, LINEAR_ACT, LINEAR_ADD };
-enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP, ATTN_SINKS };
+enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP, ATTN_SINKS, ATTN_CAUSAL };
 
 /* All a runner needs for one step of one batch. */
 typedef struct op_ctx {

@@ -1,4 +1,4 @@
-/* Row-wise ops: embed, positions, angles, temperature, norm, layernorm, rope, rows, softcap, scale, glu, add. One work item is one row. */
+/* Row-wise ops: embed, positions, angles, temperature, norm, layernorm, rope, rows, pool, softcap, scale, glu, add. One work item is one row. */
 #include "ops.h"
 
 #include "../base/math.h"
@@ -7,9 +7,11 @@
 #include <string.h>
 
 enum { EMBED_W, EMBED_SCALE };
+enum { POSITIONS_W, POSITIONS_ROW };
 enum { ANGLES_TABLE, ANGLES_MSCALE };
 enum { TEMPERATURE_SCALE, TEMPERATURE_LENGTH };
 enum { NORM_W, NORM_EPS, NORM_GROUPS, NORM_ADD };
+enum { POOL_MEAN = 1, POOL_FIRST };     /* as GGUF's pooling_type */
 enum { LAYERNORM_W, LAYERNORM_BIAS, LAYERNORM_EPS, LAYERNORM_GROUPS };
 enum { ROPE_ANGLES, ROPE_HEADS, ROPE_DIM, ROPE_ROT, ROPE_NEOX, ROPE_NORM, ROPE_EPS };
 
@@ -47,7 +49,9 @@ int check_embed(const op_check *c, step *s) { return check_table(c, s); }
 int check_positions(const op_check *c, step *s) {
     TRY(check_table(c, s));
     if (c->values[s->in[0]].late) return op_fail(c, s, "positions cannot stand after rows");
-    return c->values[s->in[0]].width == c->values[s->out[0]].width ? 0 : op_fail(c, s, "the matrix does not have the input's width");
+    if (c->values[s->in[0]].width != c->values[s->out[0]].width) return op_fail(c, s, "the matrix does not have the input's width");
+    const param *row = &s->p[POSITIONS_ROW];
+    return row->n && row->i[0] >= c->weights[s->p[POSITIONS_W].id[0]].n ? op_fail(c, s, "the matrix has no row %lld", (long long)row->i[0]) : 0;
 }
 
 /* Row i of a matrix as floats to y [k]. */
@@ -91,13 +95,14 @@ static void positions_row(void *ctx, int64_t r, int worker) {
     const weight *w = &j->c->weights[j->s->p[EMBED_W].id[0]];
     const float *x = value_ptr(j->c, j->s->in[0]) + r * w->k;
     float *y = value_ptr(j->c, j->s->out[0]) + r * w->k;
-    table_row(j, w, j->c->b->pos[r], worker, y);
+    const param *row = &j->s->p[POSITIONS_ROW];
+    table_row(j, w, row->n ? row->i[0] : j->c->b->pos[r], worker, y);
     for (int64_t i = 0; i < w->k; i++) y[i] = x[i] + y[i];
 }
 
 int run_positions(const op_ctx *c, const step *s) {
     const weight *w = &c->weights[s->p[EMBED_W].id[0]];
-    for (int32_t r = 0; r < c->b->n_rows; r++)
+    for (int32_t r = 0; r < c->b->n_rows && !s->p[POSITIONS_ROW].n; r++)
         if (c->b->pos[r] >= w->n)
             return err_set(c->err, PYLLM_ERR_FULL, "position %lld: the model has learned %lld positions (%s), no more\nhint: a shorter context (ctx)",
                            (long long)c->b->pos[r], (long long)w->n, w->name);
@@ -247,6 +252,33 @@ static void rows_row(void *ctx, int64_t r, int worker) {
 }
 
 int run_rows(const op_ctx *c, const step *s) { return run_rows_of(c, s, rows_row, c->b->n_logits); }
+
+/* For each row whose output is wanted one of the rows from its run's first to itself: their mean (kind 1), or the first (kind 2). */
+int check_pool(const op_check *c, step *s) {
+    if (c->values[s->in[0]].late) return op_fail(c, s, "pool cannot stand after rows");
+    if (s->p[0].i[0] != POOL_MEAN && s->p[0].i[0] != POOL_FIRST) return op_fail(c, s, "kind is 1 (mean) or 2 (first row)");
+    c->values[s->out[0]].late = 1;
+    return check_same(c, s);
+}
+
+static void pool_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    const batch *b = j->c->b;
+    int64_t n = j->c->values[j->s->in[0]].width;
+    int32_t last = b->logit_rows[r], k = 0;
+    while (last >= b->runs[k].row + b->runs[k].n) k++;
+    int32_t rows = last - b->runs[k].row + 1;
+    const float *x = value_ptr(j->c, j->s->in[0]) + (int64_t)b->runs[k].row * n;
+    float *y = value_ptr(j->c, j->s->out[0]) + r * n;
+    memcpy(y, x, (size_t)n * 4);
+    if (j->s->p[0].i[0] == POOL_FIRST) return;
+    for (int32_t i = 1; i < rows; i++)
+        for (int64_t d = 0; d < n; d++) y[d] += x[i * n + d];
+    for (int64_t d = 0; d < n; d++) y[d] /= (float)rows;
+}
+
+int run_pool(const op_ctx *c, const step *s) { return run_rows_of(c, s, pool_row, c->b->n_logits); }
 
 int check_softcap(const op_check *c, step *s) { return check_same(c, s); }
 

@@ -1,4 +1,4 @@
-/* From text to ids and back: special tokens are cut out first, the rest goes to BPE or sentencepiece. */
+/* From text to ids and back: special tokens are cut out first, the rest goes to BPE, sentencepiece or WordPiece. */
 #include "vocab.h"
 
 #include "../base/alloc.h"
@@ -34,7 +34,8 @@ int64_t tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, int add_spe
         int32_t id = -1;
         while (e < n && (id = special_at(t, s + e, n - e, parse_special)) < 0) e++;
         if (e > i) {
-            TRY(t->kind == KIND_BPE ? bpe_tokenize(t, s + i, e - i, &out) : spm_piece(t, s + i, e - i, t->add_space_prefix && after_special, &out));
+            if (t->kind == KIND_WPM) wordpiece_tokenize(t, s + i, e - i, &out);
+            else TRY(t->kind == KIND_BPE ? bpe_tokenize(t, s + i, e - i, &out) : spm_piece(t, s + i, e - i, t->add_space_prefix && after_special, &out));
             after_special = 0;
         }
         if (id >= 0) {
@@ -68,7 +69,7 @@ int64_t detokenize(const pyllm_tokenizer *t, const int32_t *ids, int64_t n, int 
         int64_t len;
         const char *s = token_bytes(t, ids[i], special, &len);
         if (!s) return err_set(err, PYLLM_ERR_ARG, "token id %d is not in the vocabulary of %d", ids[i], t->n);
-        if (!begun && len && t->kind == KIND_SPM && t->add_space_prefix && !is_special(t->type[ids[i]]) && *s == ' ') s++, len--;
+        if (!begun && len && t->add_space_prefix && !is_special(t->type[ids[i]]) && *s == ' ') s++, len--;
         begun |= t->type[ids[i]] != TOKEN_CONTROL;
         if (total + len <= max) memcpy(out + total, s, (size_t)len);
         else if (total < max) memcpy(out + total, s, (size_t)(max - total));

@@ -24,3 +24,10 @@ int utf8_decode(const uint8_t *s, int64_t n, uint32_t *cp) {
     *cp = v;
     return len;
 }
+
+int utf8_encode(uint32_t cp, char *out) {
+    int len = cp < 0x80 ? 1 : cp < 0x800 ? 2 : cp < 0x10000 ? 3 : 4;
+    for (int i = len - 1; i > 0; i--, cp >>= 6) out[i] = (char)(0x80 | (cp & 63));
+    out[0] = (char)(len == 1 ? cp : (0xf00u >> len & 0xff) | cp);
+    return len;
+}

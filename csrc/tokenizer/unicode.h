@@ -12,4 +12,6 @@ extern const int32_t unicode_ranges;
 uint8_t unicode_class(uint32_t cp);
 /* Decodes one code point of s[0..n), n > 0; a byte that is not valid UTF-8 counts alone, as U+FFFD. Returns the bytes used. */
 int utf8_decode(const uint8_t *s, int64_t n, uint32_t *cp);
+/* UTF-8 of a code point to out; returns the bytes, at most 4. */
+int utf8_encode(uint32_t cp, char *out);
 #endif

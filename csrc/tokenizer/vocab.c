@@ -168,6 +168,8 @@ static int index_tokens(pyllm_tokenizer *t, const source *s) {
     for (int32_t i = 0; i < t->n; i++) {
         if (t->kind == KIND_BPE && t->type[i] != TOKEN_CONTROL && t->type[i] != TOKEN_USER) id_put(t, &t->by_bytes, t->bytes, i);
         if (t->kind == KIND_SPM && t->type[i] != TOKEN_BYTE) id_put(t, &t->by_bytes, t->text, i);
+        if (t->kind == KIND_WPM && t->type[i] != TOKEN_CONTROL && t->text[i].len) id_put(t, &t->by_bytes, t->text, i);
+        if (t->text[i].len > t->longest) t->longest = t->text[i].len;
     }
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
     for (int32_t i = t->n - 1; i >= 0; i--)
@@ -242,22 +244,35 @@ static void mark_ends(pyllm_tokenizer *t) {
     }
 }
 
+static int special_id(const pyllm_tokenizer *t, const source *s, const char *kind, int32_t *out) {
+    char key[64];
+    snprintf(key, sizeof key, "tokenizer.ggml.%s_token_id", kind);
+    int64_t id = number(s, key, -1);
+    int absent = id == -1 || id == 0xffffffff;
+    if (!absent && (id < 0 || id >= t->n)) return wrong(s, key, "is not in the vocabulary");
+    *out = absent ? -1 : (int32_t)id;
+    return 0;
+}
+
+/* BERT's texts begin with CLS and end with SEP, which files also name BOS and EOS. */
+static int read_wordpiece(pyllm_tokenizer *t, const source *s) {
+    if (t->ids[0] < 0) TRY(special_id(t, s, "cls", &t->ids[0]));
+    if (t->ids[1] < 0) t->ids[1] = t->ids[5];
+    t->lowercase = number(s, "tokenizer.ggml.normalizer.lowercase", 1) != 0;
+    t->strip_accents = number(s, "tokenizer.ggml.normalizer.strip_accents", t->lowercase) != 0;
+    return 0;
+}
+
 static int read_special(pyllm_tokenizer *t, const source *s) {
     static const char *const keys[8] = {"bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask"};
-    for (int k = 0; k < 8; k++) {
-        char key[64];
-        snprintf(key, sizeof key, "tokenizer.ggml.%s_token_id", keys[k]);
-        int64_t id = number(s, key, -1);
-        int absent = id == -1 || id == 0xffffffff;
-        if (!absent && (id < 0 || id >= t->n)) return wrong(s, key, "is not in the vocabulary");
-        t->ids[k] = absent ? -1 : (int32_t)id;
-    }
+    for (int k = 0; k < 8; k++) TRY(special_id(t, s, keys[k], &t->ids[k]));
     uint64_t len;
     const char *arch = text(s, "general.architecture", &len);
     t->strip_after_special = arch && len == 4 && !memcmp(arch, "phi3", 4);      /* its published tokens strip the space behind them */
-    t->add_bos = number(s, "tokenizer.ggml.add_bos_token", t->kind == KIND_SPM || pretokenizer_adds_bos(t->pre)) != 0;
-    t->add_eos = number(s, "tokenizer.ggml.add_eos_token", 0) != 0;
-    t->add_space_prefix = t->kind == KIND_SPM && number(s, "tokenizer.ggml.add_space_prefix", 1) != 0;
+    if (t->kind == KIND_WPM) TRY(read_wordpiece(t, s));
+    t->add_bos = number(s, "tokenizer.ggml.add_bos_token", t->kind != KIND_BPE || pretokenizer_adds_bos(t->pre)) != 0;
+    t->add_eos = number(s, "tokenizer.ggml.add_eos_token", t->kind == KIND_WPM) != 0;
+    t->add_space_prefix = t->kind == KIND_WPM || (t->kind == KIND_SPM && number(s, "tokenizer.ggml.add_space_prefix", 1) != 0);
     mark_ends(t);
     return 0;
 }
@@ -266,13 +281,13 @@ static int read_kind(pyllm_tokenizer *t, const source *s) {
     uint64_t len;
     const char *model = text(s, "tokenizer.ggml.model", &len);
     if (!model) return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s has no tokenizer (tokenizer.ggml.model)\nhint: the file is not a language model", gguf_path(s->g));
-    if (len == 5 && !memcmp(model, "llama", 5)) {
-        t->kind = KIND_SPM;
+    if ((len == 5 && !memcmp(model, "llama", 5)) || (len == 4 && !memcmp(model, "bert", 4))) {
+        t->kind = len == 5 ? KIND_SPM : KIND_WPM;
         return 0;
     }
     if (len != 4 || memcmp(model, "gpt2", 4))
-        return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s: tokenizer model '%.*s' is not supported\nhint: byte-level BPE (gpt2) and sentencepiece (llama) are",
-                       gguf_path(s->g), (int)(len < 60 ? len : 60), model);
+        return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s: tokenizer model '%.*s' is not supported\n"
+                       "hint: byte-level BPE (gpt2), sentencepiece (llama) and WordPiece (bert) are", gguf_path(s->g), (int)(len < 60 ? len : 60), model);
     const char *pre = text(s, "tokenizer.ggml.pre", &len);
     if (!pre) return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s does not name its pre-tokenizer (tokenizer.ggml.pre)\nhint: convert the model again", gguf_path(s->g));
     t->pre = pretokenizer_find(pre, len);
@@ -289,7 +304,7 @@ int tokenizer_new(const pyllm_gguf *g, pyllm_tokenizer **out, pyllm_error *err) 
     int rc = read_kind(t, &s);
     if (!rc) rc = read_tokens(t, &s);
     if (!rc) rc = index_tokens(t, &s);
-    if (!rc) rc = t->kind == KIND_BPE ? read_merges(t, &s) : read_scores(t, &s);
+    if (!rc && t->kind != KIND_WPM) rc = t->kind == KIND_BPE ? read_merges(t, &s) : read_scores(t, &s);
     if (!rc) rc = read_special(t, &s);
     if (rc) tokenizer_free(t);
     else *out = t;

@@ -7,7 +7,7 @@
 #include "../base/hash.h"
 
 enum token_kind { TOKEN_NORMAL = 1, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE };
-enum tokenizer_kind { KIND_BPE, KIND_SPM };
+enum tokenizer_kind { KIND_BPE, KIND_SPM, KIND_WPM };
 
 typedef struct span { uint32_t at, len; } span;         /* of an arena */
 
@@ -37,7 +37,8 @@ struct pyllm_tokenizer {
     uint8_t *type, *is_end;     /* [n] */
     float *scores;              /* [n], sentencepiece */
     hash_key key;
-    id_table by_bytes;          /* byte-level BPE: all but special tokens, by bytes; sentencepiece: all but byte tokens, by text */
+    id_table by_bytes;          /* byte-level BPE: all but special tokens, by bytes; sentencepiece: all but byte tokens, by text;
+                                   WordPiece: all but control tokens, by text */
     special_set special[2];     /* user-defined tokens; these and control tokens */
     uint8_t special_start[8192];    /* bit per first two bytes of a special token (one-byte ones set all) */
     int32_t byte_ids[256];
@@ -46,6 +47,8 @@ struct pyllm_tokenizer {
     const pretokenizer *pre;
     int32_t ids[8];             /* enum of pyllm_token_special */
     int add_bos, add_eos, add_space_prefix, strip_after_special;
+    int lowercase, strip_accents;   /* WordPiece */
+    uint32_t longest;           /* bytes of a token's text, at most */
 };
 
 /* Collects ids: counts all, keeps the first max. */
@@ -73,6 +76,7 @@ int32_t special_at(const pyllm_tokenizer *t, const char *s, int64_t n, int contr
 /* Tokens of a text without special tokens. */
 int bpe_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 int spm_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
+void wordpiece_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 
 /* A binary heap of candidate joins, best first: higher score, then lower position. Room for every join that a text of n symbols can propose
    is 3n: n - 1 at first and two for each of at most n - 1 joins. */

@@ -1,7 +1,7 @@
 """Tiny models for tests: weights that follow from names alone, as Hugging Face checkpoints, and as the GGUF files that these become.
 
-A golden is NAME.json (Hugging Face class, config, tensor shapes, token ids) and NAME.npy (the logits that transformers computes for
-them). The weights are not stored: SHAKE-256 of golden and tensor name gives them, the same bits for the tool and for the tests.
+A golden is NAME.json (Hugging Face class, config, tensor shapes, token ids) and NAME.npy (the logits, of encoders the last hidden states, that
+transformers computes for them). The weights are not stored: SHAKE-256 of golden and tensor name gives them, the same bits for the tool and for the tests.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def tensor(golden: str, name: str, shape: list[int]) -> NDArray[np.float32]:
     n = int(np.prod(shape))
     bits = np.frombuffer(hashlib.shake_256(f"{golden}/{name}".encode()).digest(4 * n), "<u4")
     u = ((bits >> 8).astype(np.float32) * np.float32(2**-23) - np.float32(1)).reshape(shape)
-    if "norm" in name or ".ln_" in name:
+    if "norm" in name or ".ln_" in name or "LayerNorm" in name:
         return np.float32(0.3) * u + np.float32(0 if golden.startswith(("gemma", "nemotron")) or name.endswith("bias") else 1)
     if len(shape) == 1:
         return np.float32(0.5) * u

@@ -341,7 +341,7 @@ TEXTS: dict[str, str | bytes] = {
     "emoji": "👩‍👧", "space and letter": " a", "capitals": "Ab", "zeros": "\0", "invalid UTF-8": b"\xff", "cut UTF-8": b"\xe6\xbc",
     "surrogates": b"\xed\xa0\x80", "angle brackets": "<", "tags": "<|",
 }
-VOCABULARIES = sorted(f.name[:-8] for f in tok_oracle.VOCABS.glob("*.gguf.xz") if f.name != "bert-bge.gguf.xz")
+VOCABULARIES = sorted(f.name[:-8] for f in tok_oracle.VOCABS.glob("*.gguf.xz"))
 
 
 def seconds(tokenizer: pyllm.Tokenizer, text: bytes) -> float:
@@ -366,7 +366,7 @@ def test_tokenizers_are_linear(name: str, tmp_path: Path) -> None:
         one, two = seconds(tokenizer, small), seconds(tokenizer, 2 * small)
         if two > 3 * one + 0.01:
             slow[label] = (one, two)
-        if isinstance(piece, str):
+        if isinstance(piece, str) and name != "bert-bge":       # WordPiece does not keep texts
             back = tokenizer.decode_bytes(tokenizer.encode(small, add_special=False), special=True)
             assert back.lstrip(b" ") == small.lstrip(b" "), label
     assert not slow

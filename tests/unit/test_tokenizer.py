@@ -48,18 +48,13 @@ def vectors(name: str) -> list[tuple[str, list[int]]]:
     return [(text, [int(i) for i in ids.split()]) for text, ids in zip(inputs, outputs, strict=False)]
 
 
-@pytest.mark.parametrize("name", [v for v in VOCABULARIES if v != "bert-bge"])
+@pytest.mark.parametrize("name", VOCABULARIES)
 def test_published_vectors(name: str, unpack: Unpack) -> None:
     pairs = vectors(name)
     assert len(pairs) > 45
     tokenizer = pyllm.Tokenizer(unpack(name))
     for text, ids in pairs:
         assert tokenizer.encode(text, add_special=False, parse_special=False) == ids, repr(text)
-
-
-def test_wordpiece_is_refused_by_name(unpack: Unpack) -> None:
-    with pytest.raises(pyllm.Error, match="tokenizer model 'bert'"):
-        pyllm.Tokenizer(unpack("bert-bge"))
 
 
 def test_smollm2_vectors(smollm2: Path) -> None:
@@ -161,3 +156,30 @@ def test_gemma_is_sentencepiece() -> None:
     with path.open("rb") as f:
         meta = tok_oracle.read_metadata(f.read(64 << 20))
     check_sentencepiece(path, meta, random.randrange(1 << 32), 10_000)
+
+
+def check_wordpiece(unpack: Unpack, seed: int, n: int) -> None:
+    path = unpack("bert-bge")
+    hf = tok_oracle.hf_wordpiece(tok_oracle.read_metadata(path.read_bytes()))
+    tokenizer = pyllm.Tokenizer(path)
+    compare(tokenizer.encode, lambda t: list(hf.encode(t).ids), seed, n)
+
+
+def test_wordpiece(unpack: Unpack) -> None:
+    check_wordpiece(unpack, random.randrange(1 << 32), 1000)
+
+
+@pytest.mark.slow
+def test_wordpiece_at_length(unpack: Unpack) -> None:
+    check_wordpiece(unpack, random.randrange(1 << 32), 10_000)
+
+
+def test_wordpiece_knows_every_character(unpack: Unpack) -> None:
+    """What is dropped, split, lowered and stripped of marks, one code point after the other."""
+    path = unpack("bert-bge")
+    hf = tok_oracle.hf_wordpiece(tok_oracle.read_metadata(path.read_bytes()))
+    tokenizer = pyllm.Tokenizer(path)
+    points = [*range(0x3400), *range(0xA000, 0xD800, 7), *range(0xF900, 0x1F000), *range(0x2F800, 0x2FA20)]
+    for at in range(0, len(points), 64):
+        text = " ".join(f"ab{chr(c)}cd {chr(c)}" for c in points[at:at + 64])
+        assert tokenizer.encode(text) == hf.encode(text).ids, hex(points[at])

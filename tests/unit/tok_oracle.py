@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 VOCABS = Path(__file__).parents[1] / "data" / "vocabs"
 CONTROL, USER = 3, 4                # tokenizer.ggml.token_type
@@ -159,6 +159,23 @@ def hf_bpe(meta: dict[str, Any], family: str) -> Tokenizer:
     hf.decoder = decoders.ByteLevel()
     hf.add_special_tokens([AddedToken(t, special=True, normalized=False)
                            for t, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER)])
+    return hf
+
+
+def hf_wordpiece(meta: dict[str, Any], lowercase: bool = True, strip_accents: bool | None = None) -> Tokenizer:
+    """BERT's tokenizer of these tokens, as its tokenizer.json has it."""
+    tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    special = [t for t, kind in zip(tokens, types, strict=True) if kind == CONTROL]
+    vocab: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        plain = types[i] == CONTROL or token.startswith("[unused")
+        vocab.setdefault(token if plain else token[1:] if token[0] == "\u2581" else "##" + token, i)
+    hf = Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))  
+    hf.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    hf.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    hf.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]",
+                                                      special_tokens=[(t, vocab[t]) for t in ("[CLS]", "[SEP]")])
     return hf
 
 

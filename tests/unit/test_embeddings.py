@@ -1,0 +1,191 @@
+"""Embeddings: encoders and decoders, alone and together, cut and refused; MiniLM against sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tok_oracle
+from checkpoints import goldens
+from conftest import model_path
+
+import pyllm
+from pyllm.gguf import GGUF
+from pyllm.quantize.convert import convert
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "minilm-embeddings.json"
+TEXTS = ["the cat", "w1 w2 w3 w4 w5 " * 9, "x", "ein Satz, der länger ist", "w7"]
+
+
+def tiny(folder: Path, name: str, pooling: str | None = None) -> Path:
+    """A golden's model with sentence-transformers' files."""
+    golden = goldens.load(name)
+    goldens.write_checkpoint(folder, golden.weights, golden.config, golden.hf_class)
+    if pooling:
+        (folder / "1_Pooling").mkdir()
+        (folder / "modules.json").write_text(json.dumps([{"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]))
+        modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    convert(folder, folder / "model.gguf", "F32", n_threads=1)
+    return folder / "model.gguf"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyllm.LLM]:
+    with pyllm.LLM(tiny(tmp_path_factory.mktemp("bert"), "bert", "mean_tokens"), threads=2, kv="f32") as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyllm.LLM]:
+    with pyllm.LLM(tiny(tmp_path_factory.mktemp("llama"), "llama"), threads=2, kv="f32", parallel=2) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_pooling(name: str, pooling: str, request: pytest.FixtureRequest) -> None:
+    """Texts alone, together, in another order, and what their tokens' vectors give, are one and the same, bit for bit."""
+    llm: pyllm.LLM = request.getfixturevalue(name)
+    got = llm.embed(TEXTS, pooling=pooling, normalize=False)
+    assert got.shape == (len(TEXTS), 64) == (len(TEXTS), llm.n_embd) and got.dtype == np.float32
+    assert np.array_equal(got, llm.embed(TEXTS[::-1], pooling=pooling, normalize=False)[::-1])
+    for text, vector in zip(TEXTS, got, strict=True):
+        assert np.array_equal(vector, llm.embed(text, pooling=pooling, normalize=False))
+        rows = llm.token_embeddings(text).astype(np.float64)
+        assert len(rows) == len(llm.tokenize(text))
+        wanted = {"mean": rows.mean(axis=0), "cls": rows[0], "last": rows[-1]}[pooling]
+        np.testing.assert_allclose(vector, wanted, rtol=0, atol=1e-6)
+
+
+def test_decoders_give_what_the_head_multiplies(llama: pyllm.LLM) -> None:
+    ids = llama.tokenize(TEXTS[3])
+    with GGUF(llama.path) as gguf:
+        head = gguf.read("output.weight").astype(np.float64)
+    logits = llama.token_embeddings(ids).astype(np.float64) @ head.T
+    np.testing.assert_allclose(logits, llama.logits(ids), rtol=0, atol=1e-5)
+
+
+def test_lengths_and_dimensions(bert: pyllm.LLM) -> None:
+    plain, unit = bert.embed(TEXTS, normalize=False), bert.embed(TEXTS)
+    np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=1e-6)
+    short = bert.embed(TEXTS, dimensions=16)
+    np.testing.assert_allclose(short, plain[:, :16] / np.linalg.norm(plain[:, :16], axis=1, keepdims=True), rtol=1e-6)
+    assert bert.embed([]).shape == (0, 64)
+
+
+def test_threads_levels_and_company_change_nothing(bert: pyllm.LLM, tmp_path: Path) -> None:
+    wanted = bert.embed(TEXTS)
+    with pyllm.LLM(bert.path, threads=1, kv="f32", level="ref", parallel=1) as other:
+        assert np.array_equal(other.embed(TEXTS), wanted)
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(bert.embed(TEXTS * 9))) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(found) == 4 and all(np.array_equal(f, np.concatenate([wanted] * 9)) for f in found)
+
+
+def test_beside_chats(llama: pyllm.LLM) -> None:
+    """Embedding takes places of running answers and gives them back."""
+    alone = llama.complete("w1", max_tokens=40, temperature=0).text
+    wanted = llama.embed(TEXTS)
+    streams = [llama.stream_complete("w1", max_tokens=40, temperature=0) for _ in range(2)]
+    assert np.array_equal(llama.embed(TEXTS), wanted)
+    assert ["".join(c.text for c in s) for s in streams] == [alone, alone]
+    running, waiting, _ = llama.load
+    assert running == waiting == 0
+
+
+def test_long_texts(bert: pyllm.LLM) -> None:
+    long = [5] * 300
+    with pytest.raises(pyllm.ContextOverflow):
+        bert.embed([long])
+    assert np.array_equal(bert.embed([long], truncate=True), bert.embed([long[:bert.ctx]]))
+
+
+def test_a_cut_text_keeps_its_end(tmp_path: Path) -> None:
+    """[SEP] stays where a text is cut."""
+    path = tmp_path / "vocab.gguf"
+    path.write_bytes(tok_oracle.vocabulary("bert-bge"))
+    tokenizer = pyllm.Tokenizer(path)
+    assert (tokenizer.bos, tokenizer.eos) == (101, 102)
+
+    class Stub:
+        ctx = 8
+
+    from pyllm.embedding import Embedder
+
+    embedder = object.__new__(Embedder)
+    embedder._llm = Stub()          # type: ignore[assignment]
+    Stub.tokenizer = tokenizer      # type: ignore[attr-defined]
+    ids = embedder._ids("one two three four five six seven eight nine", True)
+    assert len(ids) == 8 and ids[-1] == 102 and ids[0] == 101
+
+
+@pytest.mark.parametrize("call", [
+    lambda llm: llm.embed(["a"], pooling="max"), lambda llm: llm.embed([""] if not llm.encodes else [[]]), lambda llm: llm.embed(5),
+    lambda llm: llm.embed(["a"], dimensions=0), lambda llm: llm.embed(["a"], dimensions=65), lambda llm: llm.embed(["a"], dimensions=True),
+    lambda llm: llm.embed([[1 << 30]]), lambda llm: llm.embed([5]), lambda llm: llm.embed(b"x")])
+def test_wrong_arguments(call: Any, bert: pyllm.LLM) -> None:
+    with pytest.raises(pyllm.ArgumentError):
+        call(bert)
+
+
+@pytest.mark.parametrize("call", [lambda llm: llm.chat("Hi"), lambda llm: llm.complete("Hi"), lambda llm: llm.logits([1]),
+                                  lambda llm: list(llm.logit_blocks([1]))])
+def test_encoders_write_nothing(call: Any, bert: pyllm.LLM) -> None:
+    with pytest.raises(pyllm.UnsupportedModel, match="embeds texts"):
+        call(bert)
+
+
+def test_closed(tmp_path: Path) -> None:
+    llm = pyllm.LLM(tiny(tmp_path, "bert"))
+    llm.embed("x")
+    llm.close()
+    with pytest.raises(pyllm.Closed):
+        llm.embed("x")
+
+
+@pytest.mark.parametrize("pooling, kind", [("mean_tokens", 1), ("cls_token", 2), ("lasttoken", 3)])
+def test_conversion_keeps_the_pooling(pooling: str, kind: int, tmp_path: Path) -> None:
+    with GGUF(tiny(tmp_path, "bert", pooling)) as gguf:
+        assert gguf.kv["bert.pooling_type"] == kind and gguf.kv["bert.attention.causal"] is False
+    with pyllm.LLM(tmp_path / "model.gguf", kv="f32") as llm:
+        wanted = pooling.partition("_")[0].replace("token", "")
+        assert np.array_equal(llm.embed("some words"), llm.embed("some words", pooling=wanted))
+
+
+def test_other_pooling_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(pyllm.UnsupportedModel, match="pooling by max_tokens"):
+        tiny(tmp_path, "bert", "max_tokens")
+
+
+@pytest.mark.models
+def test_minilm_is_as_published(tmp_path: Path) -> None:
+    """The checkpoint's weights, converted; vectors of sentence-transformers."""
+    meta = tok_oracle.read_metadata(tok_oracle.vocabulary("bert-bge"))
+    (tmp_path / "model.safetensors").symlink_to(model_path("minilm"))
+    config = {"architectures": ["BertModel"], "hidden_act": "gelu", "hidden_size": 384, "intermediate_size": 1536, "layer_norm_eps": 1e-12,
+              "max_position_embeddings": 512, "model_type": "bert", "num_attention_heads": 12, "num_hidden_layers": 6, "pad_token_id": 0,
+              "vocab_size": 30522}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text(tok_oracle.hf_wordpiece(meta).to_str())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": "[SEP]"}))
+    convert(tmp_path, tmp_path / "minilm.gguf", "F32")
+    golden = json.loads(GOLDEN.read_text())["results"]
+    with pyllm.LLM(tmp_path / "minilm.gguf") as llm:
+        whole = [r["text"] for r in golden if len(r["ids"]) < 256]
+        assert [llm.tokenize(text) for text in whole] == [r["ids"] for r in golden if len(r["ids"]) < 256] and len(whole) > 8
+        got = llm.embed([r["ids"] for r in golden])
+        wanted = np.array([r["embedding"] for r in golden])
+        cosine = (got * wanted).sum(axis=1) / np.linalg.norm(wanted, axis=1)
+        assert cosine.min() >= 0.9999 and np.array_equal(llm.embed(whole), got[[len(r["ids"]) < 256 for r in golden]])
+    with pyllm.LLM(tmp_path / "minilm.gguf", kv="f32") as llm:
+        np.testing.assert_allclose(llm.embed([r["ids"] for r in golden]), wanted, rtol=0, atol=1e-6)
