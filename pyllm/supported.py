@@ -18,7 +18,7 @@ from . import hparams
 from .build import Builder, Value
 from .models import Arch, families
 
-EXPERTS, LATENT = "experts", "compressed KV (MLA)"
+EXPERTS, LATENT, BOTH_WAYS = "experts", "compressed KV (MLA)", "attention in both directions"
 
 # Ops of the tape that are a feature of their own.
 _OPS = {"moe_gated": EXPERTS, "positions": "learned positions", "layernorm": "layer norms", "temperature": "scaled queries"}
@@ -36,7 +36,7 @@ _NEEDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("ALiBi", ("attention.max_alibi_bias",), ("alibi",)),
     ("positions in several dimensions", ("rope.dimension_sections",), ("mrope_section",)),
     ("an encoder beside the decoder", ("decoder_start_token_id",), ("is_encoder_decoder",)),
-    ("attention in both directions", ("pooling_type",), ("position_embedding_type",)),
+    (BOTH_WAYS, ("pooling_type",), ("position_embedding_type",)),
     ("images", ("vision.", "clip."), ("vision_config", "vision_cfg")),
     ("sound", ("audio.",), ("audio_config",)),
 )
@@ -154,6 +154,8 @@ def _features(arch: Arch) -> set[str]:
     windows = {params["window"] for params in attention} - {"0"}
     if windows:
         found.add("windows" if all(params["window"] != "0" for params in attention) else "windows in some layers")
+    if any("causal" in params for params in attention):
+        found.add(BOTH_WAYS)
     if any("sinks" in params for params in attention):
         found.add("sinks")
     if any(op == "softcap" or params.get("softcap", "0.0") != "0.0" for op, params in notes.steps):

@@ -23,6 +23,7 @@ def test_features_are_those_of_the_forward_passes() -> None:
     assert found["gpt-oss"] == {"experts", "sinks", "windows in some layers"}
     assert found["gemma2"] == {"soft caps", "windows in some layers"}
     assert found["smollm3"] == {"layers without rope", "windows"}       # Llama's forward pass, without its experts
+    assert found["bert"] == {"attention in both directions", "layer norms", "learned positions"}
     assert found["gpt2"] == {"layer norms", "learned positions"}
 
 
