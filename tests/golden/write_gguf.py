@@ -1,7 +1,8 @@
 """Tiny models for tests: weights that follow from names alone, as Hugging Face checkpoints, and as the GGUF files that these become.
 
-A golden is NAME.json (Hugging Face class, config, tensor shapes, token ids) and NAME.npy (the logits, of encoders the last hidden states, that
-transformers computes for them). The weights are not stored: SHAKE-256 of golden and tensor name gives them, the same bits for the tool and for the tests.
+A golden is NAME.json (Hugging Face class, config, tensor shapes, token ids) and NAME.npy (the logits that transformers computes for
+them; of encoders the last hidden states). The weights are not stored: SHAKE-256 of golden and tensor name gives them, the same bits for
+the tool and for the tests.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def hf_wordpiece(meta: dict[str, Any], lowercase: bool = True, strip_accents: bo
     for i, token in enumerate(tokens):
         plain = types[i] == CONTROL or token.startswith("[unused")
         vocab.setdefault(token if plain else token[1:] if token[0] == "\u2581" else "##" + token, i)
-    hf = Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))  
+    hf = Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
     hf.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     hf.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
