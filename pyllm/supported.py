@@ -68,7 +68,8 @@ def advice(name: str, values: Mapping[str, Any]) -> str:
     near = _nearest(name, needs)
     missing = sorted(needs - set(near.features))
     has = f"this one also has {', '.join(missing)}" if missing else "what differs does not show in the metadata"
-    return f"; the nearest that is: {near.name}, but {has}\nhint: `pyllm models` lists what runs; docs/adding-a-model.md shows how to add a family"
+    return (f"; the nearest that is: {near.name}, but {has}\n"
+            "hint: `pyllm models` lists what runs; docs/adding-a-model.md shows how to add a family")
 
 
 def _nearest(name: str, needs: Collection[str]) -> Family:
