@@ -220,5 +220,11 @@ void pyllm_sampler_free(pyllm_sampler *s) { sampler_free(s); }
 int pyllm_sampler_accept(pyllm_sampler *s, const int32_t *ids, int64_t n, pyllm_error *err) { return sampler_accept(s, ids, n, err); }
 int pyllm_sampler_sample(pyllm_sampler *s, const float *logits, const uint32_t *mask, int64_t position, int32_t *id, pyllm_logprob *top,
                          int32_t n_top, pyllm_error *err) {
-    COMPUTE(int, sampler_sample(s, logits, mask, position, id, top, n_top, err));
+    COMPUTE(int, sampler_sample(s, logits, sampler_n_vocab(s), mask, position, id, top, n_top, err));
+}
+int pyllm_sampler_rewind(pyllm_sampler *s, int64_t n, pyllm_error *err) { return sampler_rewind(s, n, err); }
+int32_t pyllm_sampler_lookup(pyllm_sampler *s, int32_t *ids, int32_t max, int32_t *length) { return sampler_lookup(s, ids, max, length); }
+int pyllm_choose(pyllm_engine *e, pyllm_choice *choices, int32_t n, pyllm_error *err) {
+    NEED(e && (choices || !n), "choose: engine and choices must not be NULL");
+    COMPUTE(int, choose(e, choices, n, err));
 }

@@ -197,7 +197,7 @@ typedef struct pyllm_engine_params {
     int32_t max_seqs;           /* sequences that may live at once */
     int64_t n_positions;        /* KV room in tokens, all sequences together (rounded up to pages of 16) */
     int32_t max_logits;         /* rows with logits in one step, at most max_rows */
-    int32_t pad;
+    int32_t rewind;             /* tokens by which a sequence can always be cut: so many more stay behind a sliding window; 0 to 1024 */
 } pyllm_engine_params;
 
 /* KV and activation bytes that an engine with these parameters takes; page tables (4 bytes a page, sequence and window) come on top. */
@@ -211,7 +211,7 @@ int32_t pyllm_seq_new(pyllm_engine *e, pyllm_error *err);
 void pyllm_seq_free(pyllm_engine *e, int32_t seq);
 int64_t pyllm_seq_length(const pyllm_engine *e, int32_t seq);       /* tokens stored; -1 if there is no such sequence */
 /* Forgets positions >= n. With sliding windows n must be the length, 0, or recent enough that no page behind the window was
-   freed: otherwise PYLLM_ERR_ARG and nothing changes. */
+   freed, as the last `rewind` ones are: otherwise PYLLM_ERR_ARG and nothing changes. */
 int pyllm_seq_truncate(pyllm_engine *e, int32_t seq, int64_t n, pyllm_error *err);
 /* Room in tokens that no sequence holds, in the layers without a window (in those of the first window if all have one). Kept pages count. */
 int64_t pyllm_engine_free_positions(const pyllm_engine *e);
@@ -311,6 +311,32 @@ int pyllm_sampler_accept(pyllm_sampler *s, const int32_t *ids, int64_t n, pyllm_
    mask: NULL, or [(n_vocab + 31) / 32] words in which bit i % 32 of word i / 32 is set if token i may be chosen; it comes before every filter. */
 int pyllm_sampler_sample(pyllm_sampler *s, const float *logits, const uint32_t *mask, int64_t position, int32_t *id,
                          pyllm_logprob *top, int32_t n_top, pyllm_error *err);
+/* Takes back the last n tokens of the history. */
+int pyllm_sampler_rewind(pyllm_sampler *s, int64_t n, pyllm_error *err);
+/* Guesses how the history goes on: where its last tokens stood before (the longest match, then the latest), with what followed there. Writes max
+   ids and returns their number, or 0 if the last token is new. *length: tokens that match, at most 32. */
+int32_t pyllm_sampler_lookup(pyllm_sampler *s, int32_t *ids, int32_t max, int32_t *length);
+
+/* What pyllm_choose does for one request. The first row of logits is that of the next token; row i + 1 was computed as if tokens[0, i] of
+   drafts had been chosen, and counts if they are. */
+typedef struct pyllm_choice {
+    pyllm_sampler *sampler;     /* each at most once in a call */
+    const float *logits;        /* [n_drafts + 1][n_logits] */
+    const uint32_t *mask;       /* as for pyllm_sampler_sample; only without drafts; or NULL */
+    const int32_t *drafts;      /* [n_drafts] */
+    int32_t *ids;               /* out [n_drafts + 1]: the tokens that were chosen */
+    pyllm_logprob *top;         /* out [n_drafts + 1][n_top + 1], or NULL */
+    pyllm_error *err;           /* of this choice, or NULL */
+    int64_t position;           /* of the next token */
+    int32_t n_logits;           /* tokens that there are logits of; less than the sampler's only with n_top 0: others cannot be chosen */
+    int32_t n_drafts, n_top;
+    int32_t n;                  /* out: number of tokens */
+    int32_t rc;                 /* out: 0, or why there is no token after these n */
+    int32_t pad;
+} pyllm_choice;
+/* Chooses tokens for n requests at once, with the engine's workers, and appends them to the samplers' histories: the same tokens as one
+   pyllm_sampler_sample and pyllm_sampler_accept after the other. PYLLM_ERR_ARG: a choice is incomplete, nothing is chosen. */
+int pyllm_choose(pyllm_engine *e, pyllm_choice *choices, int32_t n, pyllm_error *err);
 
 /* cdef end */
 #pragma GCC visibility pop

@@ -7,24 +7,42 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
 from . import errors
-from .engine import MAX_ROWS, Engine
+from .engine import MAX_ROWS, Choice, Engine
 from .generation import Generation
 from .prefix_cache import PrefixCache, common
 from .scheduler import PAGE, Pace, Rows, Scheduler, Task, pages
+from .speculation import Guess, Speculator
 
 T = TypeVar("T")
 CHECKPOINT = 1024   # tokens after which windowed layers keep what is needed to go on from there
 WORTH_WAITING = 64  # tokens that a running request computes for another one too: from here on that one waits for them
 
 
+
+@dataclass(eq=False)
+class Checked:
+    """A request whose tokens are being chosen: those of its guess were in the step, behind `done` others. row: of the logits, that of its
+    next token, the first of them `first`. more: the next row counts, too."""
+
+    guess: Guess
+    first: int
+    row: int
+    done: int
+    more: bool = False
+    error: BaseException | None = None
+
+
 class Driver:
     """Owns the engine's thread. It sleeps while there is nothing to do. parallel: requests that may run at once; max_waiting: others that
-    may wait for their first step; stall_s: see scheduler.Pace."""
+    may wait for their first step; stall_s: see scheduler.Pace. draft: a draft model, which shares the engine's flag for cancelling and is
+    closed with it, and draft_ctx: see Speculator."""
 
-    def __init__(self, engine: Engine, parallel: int, max_waiting: int, stall_s: float | None) -> None:
+    def __init__(self, engine: Engine, parallel: int, max_waiting: int, stall_s: float | None, is_end: Callable[[int], bool],
+                 draft: Engine | None = None, draft_ctx: int = 0) -> None:
         self._engine, self.cache = engine, PrefixCache(engine)
         self._max_waiting, self._n_waiting = max_waiting, 0
         self._last_end, self._end_gap = 0.0, 0.0    # when a request ended, and the running mean of seconds between two ends
@@ -35,7 +53,9 @@ class Driver:
         self._pid = os.getpid()
         self._step_of: Generation | None = None     # the only request in the running step
         self._turned: float | None = None           # when the turn that runs now began; None while there is nothing to do
-        self._scheduler = Scheduler(MAX_ROWS, parallel, self, Pace(stall_s))
+        self._scheduler = Scheduler(MAX_ROWS, parallel, self, Pace(stall_s), engine.max_logits)
+        self._draft = draft
+        self.speculator = Speculator(draft, draft_ctx, is_end, lambda: self._scheduler.growth)
         self._thread = threading.Thread(target=self._run, name="pyllm-engine", daemon=True)
         self._thread.start()
 
@@ -118,6 +138,11 @@ class Driver:
             raise failure[0]
         return results[0]
 
+    def clear(self) -> None:
+        """On the engine's thread: forgets all prefixes."""
+        self.cache.clear()
+        self.speculator.clear()
+
     def close(self) -> None:
         """Ends every request with Closed, the thread, and then the engine. Returns when all is given back; on the engine's own thread (a
         logits processor closes the model, or drops its last reference) that happens after the return."""
@@ -128,7 +153,12 @@ class Driver:
             self._work.notify()
         if not self.here:
             self._thread.join()
-            self._engine.close()
+            self._free()
+
+    def _free(self) -> None:
+        for engine in (self._draft, self._engine):
+            if engine is not None:
+                engine.close()
 
     @property
     def load(self) -> tuple[int, int, float]:
@@ -192,6 +222,8 @@ class Driver:
 
     def release(self, task: Task) -> None:
         """What it has computed stays in the cache."""
+        if task in self._generations:
+            self.speculator.leave(self._generations[task])
         if task.seq is not None:
             if task.done:
                 self.cache.insert(task.client, task.tokens, task.seq, task.done, mark=True, tail=True)
@@ -216,7 +248,7 @@ class Driver:
             g.fail(reason)
             g.released.set()
         if self._free_engine:
-            self._engine.close()
+            self._free()
 
     def _turn(self) -> bool:
         """What was asked for meanwhile, then one step; False once the engine closes."""
@@ -249,35 +281,94 @@ class Driver:
                 return
             self._step_of = generations[0] if len(rows) == 1 else None
             self._engine.cancel(self._step_of is not None and self._step_of.cancelled)
-        begin = time.perf_counter()
         try:
-            self._engine.step([(r.task.seq, r.task.tokens[r.task.done:r.task.done + r.n], int(r.want)) for r in rows])  # type: ignore[misc]
-        except errors.Cancelled:
-            return
+            guesses = self._guesses(rows)
+            begin = time.perf_counter()
+            self._engine.step([(r.task.seq, r.task.tokens[r.task.done:r.task.done + r.n] + guess.tokens,  # type: ignore[misc]
+                                r.want + len(guess.tokens)) for r, guess in zip(rows, guesses, strict=True)])
         except errors.Error as e:
             for g in generations:
-                self._end(g, e)
+                self.speculator.settle(g, len(g.task.tokens))
+                if not isinstance(e, errors.Cancelled):
+                    self._end(g, e)
             return
         finally:
             with self._work:
                 self._step_of = None
-        self._scheduler.advance(rows, time.perf_counter() - begin)
-        at = 0
-        for r, g in zip(rows, generations, strict=True):
-            if r.n > 1 or r.task.done % CHECKPOINT == 0:
+        seconds = time.perf_counter() - begin
+        if all(r.n == r.task.pending == 1 for r in rows):
+            self.speculator.ran(len(rows) + sum(len(guess.tokens) for guess in guesses), seconds)
+        self._scheduler.advance(rows, seconds)
+        at, choosing = 0, list[Checked]()
+        for r, guess in zip(rows, guesses, strict=True):
+            if r.n > 1:
                 self._remember(r.task)
-            if not r.want:
-                continue
-            logits = self._engine.logits_row(at)
-            at += 1
-            if g.cancelled:
-                continue
-            try:
-                g.accept(logits)
-            except BaseException as e:      # a broken logits processor or non-finite logits end this request only
-                self._end(g, e)
-            if g.ended:
-                self._end(g, None)
+            if r.want:
+                choosing.append(Checked(guess, at, at, r.task.done))
+                at += 1 + len(guess.tokens)
+        self._choose(choosing)
+
+    def _guesses(self, rows: list[Rows]) -> list[Guess]:
+        """For every one of the rows, as far as there are guesses and pages for them. Raises Cancelled."""
+        guesses = {r.task: Guess(self._generations[r.task], 0) for r in rows}
+        asked = []
+        for r in rows:
+            most = min(r.drafts, CHECKPOINT - r.task.done % CHECKPOINT - 1)
+            if most > 0:
+                asked.append((self._generations[r.task], most))
+        if asked:
+            found = {x.g.task: x for x in self.speculator.guess(asked, len(rows))}
+            need = sum(pages(r.task, r.n + len(found[r.task].tokens)) if r.task in found else pages(r.task, r.n) for r in rows)
+            if self.cache.make_room(need):
+                guesses |= found
+            else:
+                for x in found.values():
+                    self.speculator.settle(x.g, len(x.g.task.tokens))
+        return [guesses[r.task] for r in rows]
+
+    def _choose(self, choosing: list[Checked]) -> None:
+        """The tokens of all requests, at once as far as they do not depend on one another."""
+        todo = [c for c in choosing if not c.guess.g.cancelled]
+        while todo:
+            asked: list[tuple[Checked, Choice]] = []
+            for c in todo:
+                try:
+                    asked.append((c, c.guess.g.choice(c.row, c.guess.tokens[c.row - c.first:], self._engine.logits_row)))
+                except BaseException as e:      # a broken logits processor ends this request only
+                    c.error = e
+            self._engine.choose([choice for _, choice in asked])
+            for c, choice in asked:
+                self._take(c, choice)
+            todo = [c for c, _ in asked if c.more]
+        for c in choosing:
+            self._settle(c)
+
+    def _take(self, c: Checked, choice: Choice) -> None:
+        g, n, left = c.guess.g, len(choice.tokens), c.guess.tokens[c.row - c.first:]
+        right = common(choice.tokens, left)
+        g.speculation.drafted += len(choice.drafts) or min(len(left), 1)
+        g.speculation.accepted += right
+        c.row += n
+        try:
+            g.take(choice)
+        except BaseException as e:      # non-finite logits, or a form that takes too much work
+            c.error = e
+        c.more = not g.ended and c.error is None and not choice.drafts and right == n == 1
+
+    def _settle(self, c: Checked) -> None:
+        """Forgets what was guessed wrong; ends the request if it has ended."""
+        g, task = c.guess.g, c.guess.g.task
+        right = common(task.tokens[c.done:-1], c.guess.tokens)      # the last token is not computed yet
+        task.done = c.done + right
+        if c.guess.tokens:
+            assert task.seq is not None
+            self._engine.truncate(task.seq, task.done)
+            self.speculator.checked(c.guess, common(task.tokens[c.done:], c.guess.tokens))
+        self.speculator.settle(g, task.done)
+        if c.error is not None or g.ended:
+            self._end(g, c.error)
+        elif task.done % CHECKPOINT == 0:
+            self._remember(task)
 
     def _remember(self, task: Task) -> None:
         """Others may use what a prompt's chunk has computed."""
@@ -301,5 +392,6 @@ class Driver:
             self._last_end = now
         if error is not None:
             g.fail(error)
+        self.speculator.leave(g)
         self.release(g.task)
         g.released.set()

@@ -6,6 +6,7 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,33 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .sampling import Sampler
+
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 MAX_ROWS = 512      # rows of one step: a prompt chunk keeps the matrix kernels busy
 MAX_LOGITS = 64     # rows with logits of one step, at least
 PARALLEL = 16       # sequences, unless more are asked for
+MAX_DRAFTS = 31     # tokens that are checked at once behind the next one of a sequence
 
 _untouched = ffi.new_allocator(should_clear_after_alloc=False)      # pages come when they are written
+
+
+@dataclass(eq=False)
+class Choice:
+    """What `Engine.choose` does for one request: the token for `position` from logits, a row of the last step or a buffer of n_vocab
+    floats. drafts: tokens at which the step's next rows were computed; their choices count as long as every draft before was chosen.
+    mask: a bit for every token (in whole 32-bit words), set where it may be chosen, only without drafts. guess: see Sampler.ask.
+    tokens: what was chosen; error: why no more."""
+
+    sampler: Sampler
+    logits: Any
+    position: int
+    drafts: Sequence[int] = ()
+    mask: bytes | None = None
+    guess: bool = False
+    tokens: list[int] = field(default_factory=list)
+    error: errors.Error | None = None
+
 
 class Engine:
     """A loaded model with its KV cache. gguf: handle of an open file; tape: text of docs/tape.md; n_positions: KV room in tokens;
@@ -60,6 +82,7 @@ class Engine:
         self.weight_bytes: int = lib.pyllm_model_weight_bytes(self._model)
         self._tokens, self._seqs, self._want = (ffi.new(f"{kind}[]", self.max_rows) for kind in ("int32_t", "int32_t", "uint8_t"))
         self._logits = _untouched("float[]", self.max_logits * self.width)
+        self._choices = ffi.new("pyllm_choice[]", self.max_logits)
         self._group = ffi.new("pyllm_group *")
         self._pid = os.getpid()
 
@@ -75,6 +98,10 @@ class Engine:
         """Any thread: the running step stops at its next tile and raises Cancelled; so do later ones until cancel(False)."""
         lib.pyllm_cancel_set(self._cancel, int(yes))
 
+    def follow(self, other: Engine) -> None:
+        """From now on what cancels the other engine cancels this one."""
+        self._cancel = other._cancel
+
     def open_seq(self) -> int | None:
         """A new, empty sequence, or None when all are in use."""
         seq: int = lib.pyllm_seq_new(self._engine, ffi.NULL)
@@ -89,7 +116,8 @@ class Engine:
         return n
 
     def truncate(self, seq: int, n: int) -> bool:
-        """Cuts a sequence to n tokens; False when its window's pages are gone and it must start again from 0."""
+        """Cuts a sequence to n tokens, which can always be done by MAX_DRAFTS + 1; False when its window's pages are gone and it must start
+        again from 0."""
         return bool(lib.pyllm_seq_truncate(self._engine, seq, n, ffi.NULL) == 0)
 
     @cached_property
@@ -163,6 +191,17 @@ class Engine:
     def logits_row(self, i: int) -> Any:
         """Row i of `logits` as a buffer of floats."""
         return ffi.buffer(self._logits + i * self.width, 4 * self.width)
+
+    def choose(self, choices: Sequence[Choice]) -> None:
+        """Chooses tokens for many requests at once, each with a sampler of its own."""
+        alive = []
+        for c, into in zip(choices, self._choices, strict=False):
+            logits = self._logits + c.logits * self.n_vocab if isinstance(c.logits, int) else ffi.from_buffer("float *", c.logits)
+            alive += [logits, c.sampler.ask(into, logits, self.n_vocab, c.position, c.drafts, c.mask, c.guess)]
+        err = new_error()
+        check(lib.pyllm_choose(self._engine, self._choices, len(choices), err), err)
+        for c, into in zip(choices, self._choices, strict=False):
+            c.tokens, c.error = c.sampler.chosen(into)
 
     @contextmanager
     def profile(self) -> Iterator[NDArray[np.float64]]:
@@ -250,7 +289,8 @@ def engine_params(threads: int, kv: str, n_positions: int, parallel: int, tape: 
         raise errors.ArgumentError(f"kv type {reprlib.repr(kv)} does not exist\nhint: one of {', '.join(KV_TYPES)}")
     return ffi.new("pyllm_engine_params *", {
         "n_threads": threads, "kv_type": KV_TYPES[kv], "max_rows": max(MAX_ROWS, n_positions if " causal=0" in tape else 0),
-        "max_seqs": parallel, "n_positions": n_positions, "max_logits": max(MAX_LOGITS, parallel)})
+        "max_seqs": parallel, "n_positions": n_positions, "max_logits": max(MAX_LOGITS, parallel),
+        "rewind": MAX_DRAFTS + 1})
 
 
 def plan_bytes(gguf: GGUF, tape: str, threads: int, kv: str, n_positions: int, parallel: int) -> tuple[int, int, int]:

@@ -7,13 +7,15 @@ import queue
 import reprlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from .engine import Choice
 from .replies import Chunk, FinishReason, Logprob, Reply, Timings, ToolDelta, Usage
 from .sampling import Options, Sampler
 from .scheduler import Task
+from .speculation import Mode, Speculation
 from .tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -48,14 +50,15 @@ class StopFilter:
 
 
 class Generation:
-    """Driver side: `accept` per token, `fail`. Consumer side: iteration, `cancel`, `reply`."""
+    """Driver side: `choice` and `take` per step, `fail`. Consumer side: iteration, `cancel`, `reply`."""
 
     def __init__(self, prompt: list[int], options: Options, tokenizer: Tokenizer, sampler: Sampler, ctx: int,
-                 on_cancel: Callable[[Generation], None], *, reading: Reading,
+                 on_cancel: Callable[[Generation], None], *, reading: Reading, mode: Mode,
                  on_end: Callable[[], None] | None = None) -> None:
         limit = ctx - len(prompt)
         self._limit = limit if options.max_tokens is None else min(limit, options.max_tokens)
         self.task = Task(list(prompt), len(prompt) + self._limit, options.priority, options.client)
+        self.task.depth, self.speculation = mode.most, Speculation(mode)
         self.n_prompt, self.cached = len(prompt), 0
         self.cancelled = self.ended = False
         self.released = threading.Event()       # the engine holds nothing of it any more
@@ -86,18 +89,48 @@ class Generation:
         self._begun = self._begun or time.perf_counter()
         return first
 
-    def accept(self, logits: Any) -> None:
-        """Chooses the next token from the logits of the last row, a buffer of n_vocab floats; ends the request where it has to end."""
+    def choice(self, row: int, drafts: Sequence[int], logits_row: Callable[[int], Any]) -> Choice:
+        """How the next token is chosen from a row of the engine's logits, and those behind it. With a form to follow or a logits processor
+        the next one only: what may come after that depends on it."""
+        at = len(self.task.tokens)
         if self._options.logits_processor is not None:
-            logits = self._processed(self._options.logits_processor, logits)
+            return Choice(self._sampler, self._processed(self._options.logits_processor, logits_row(row)), at, mask=self._mask())
+        if self._constraint is not None:
+            return Choice(self._sampler, row, at, mask=self._mask())
+        return Choice(self._sampler, row, at, drafts)
+
+    def guess(self, row: int, ahead: int) -> Choice:
+        """How a draft model, of whose logits this is a row, guesses the token that comes after `ahead` others."""
+        return Choice(self._sampler, row, len(self.task.tokens) + ahead, guess=True)
+
+    def lookup(self, most: int) -> tuple[list[int], int]:
+        """(guesses from the text so far, tokens that they are founded on)."""
+        return self._sampler.lookup(most)
+
+    def rewind(self, n: int) -> None:
+        """The last n choices were guesses."""
+        if n:
+            self._sampler.rewind(n)
+
+    def _mask(self) -> bytes | None:
         left = self._limit - (len(self.task.tokens) - self.n_prompt)
-        mask = None if self._constraint is None else self._constraint.mask(left)
-        token = self._sampler.sample(logits, len(self.task.tokens), mask)
+        return None if self._constraint is None else self._constraint.mask(left)
+
+    def take(self, choice: Choice) -> None:
+        """The tokens that were chosen; ends the request where it has to end. Raises the choice's error."""
+        for i, token in enumerate(choice.tokens):
+            self._take(token, i)
+            if self.ended:
+                return
+        if choice.error is not None:
+            raise choice.error
+
+    def _take(self, token: int, i: int) -> None:
+        """The i-th token of a choice."""
         self._first = self._first or time.perf_counter()
-        self._sampler.accept((token,))
         self.task.tokens.append(token)
         if self._options.logprobs is not None:
-            value, top = self._sampler.logprob()
+            value, top = self._sampler.logprob(i)
             self._logprobs.append(Logprob(token, value, top))
         if self._tokenizer.is_end(token):
             self._finish("stop")
@@ -156,7 +189,7 @@ class Generation:
         prompt_s, predicted_s = first - begun, now - first
         self.reply = Reply(
             text="".join(self._text), tokens=tuple(self.task.tokens[self.n_prompt:]), finish_reason=reason,
-            usage=Usage(self.n_prompt, n, self.cached),
+            usage=Usage(self.n_prompt, n, self.cached, self.speculation.drafted, self.speculation.accepted),
             timings=Timings(begun - self.started, prompt_s, predicted_s, (self.n_prompt - self.cached) / prompt_s if prompt_s else 0.0,
                             (n - 1) / predicted_s if n > 1 and predicted_s else 0.0),
             reasoning="".join(self._reasoning) if self._reasoning else None, logprobs=tuple(self._logprobs), schema=self._options.schema,

@@ -22,6 +22,7 @@ from ._core import ffi, lib
 from .build import build
 from .cost import Cost, run_costs
 from .dialogue import Asked, Message, Messages, Readers, ask
+from .draft import load as load_draft
 from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, PARALLEL, Engine, plan_bytes
 from .generation import Generation
@@ -31,6 +32,7 @@ from .loading import at_once, no_thread
 from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
+from .speculation import mode_of
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ T = TypeVar("T")
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
+SPECULATE = ("off", "auto")     # without and with a draft model, unless something else is asked for
 LONG_TEXT = 1 << 16     # characters from which on a text is looked at in pieces first
 
 AdapterSpec = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
@@ -63,6 +66,9 @@ class LLM:
     cores. kv: type of the KV cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
     instead of the file's. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale). pack_cache: keep the
     packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the time; not with adapters.
+    speculate: how following tokens are guessed and checked together, which changes the speed and never the text: "auto", "lookup" (guesses
+    from the text itself only), "off" or a number, of as many guesses each time; None: "auto" with a draft model. draft: a smaller model
+    with the same vocabulary that guesses, named as spec is.
     parallel: requests that may run at once, 1 to 512; others wait, at most max_waiting of them (then: Busy). stall_s: the most seconds that
     a long prompt may keep running answers waiting for their next token; None: 0.05, or twice the time of a token if that is more.
 
@@ -73,6 +79,7 @@ class LLM:
 
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
                  level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (), pack_cache: bool = False,
+                 draft: str | os.PathLike[str] | None = None, speculate: str | int | None = None,
                  parallel: int = PARALLEL, max_waiting: int = 1024, stall_s: float | None = None,
                  progress: Callable[[int, int], None] | None = None) -> None:
         self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
@@ -83,7 +90,9 @@ class LLM:
         if stall_s is not None and not (isinstance(stall_s, Real) and not isinstance(stall_s, bool) and stall_s >= 0):
             raise errors.ArgumentError(f"stall_s is {reprlib.repr(stall_s)}, must be seconds")
         started = time.perf_counter()
+        self._mode = mode_of(SPECULATE[draft is not None] if speculate is None else speculate, draft is not None)
         self.path = _resolve(spec, progress)
+        self.draft_path = None if draft is None else _resolve(draft, progress)
         self._chat_source = chat_template
         self._template: ChatTemplate | None = None
         self._adapters = _adapter_specs(adapters)
@@ -106,11 +115,20 @@ class LLM:
         else:
             self._padding = range(0)
         self._readers = Readers(self.tokenizer, self._engine.n_vocab)
+        drafting, draft_ctx = None, 0
         try:
-            self._driver = Driver(self._engine, self.parallel, max_waiting, stall_s)
-        except RuntimeError as e:
-            self._engine.close()
-            raise no_thread(e) from None
+            if self.draft_path is not None:
+                drafting, draft_ctx = load_draft(self.draft_path, self.path, self.ctx, self.threads, kv, self.level, self.parallel)
+                drafting.follow(self._engine)
+            self._driver = Driver(self._engine, self.parallel, max_waiting, stall_s, partial(_is_end, self.tokenizer), drafting,
+                                  draft_ctx)
+        except BaseException as e:
+            for engine in (drafting, self._engine):
+                if engine is not None:
+                    engine.close()
+            if isinstance(e, RuntimeError):
+                raise no_thread(e) from None
+            raise
         _open_models.add(self)
         self.load_s = time.perf_counter() - started
 
@@ -230,11 +248,11 @@ class LLM:
         """fn(engine) on the engine's thread, between two of its steps: for tools that measure a model, such as pyllm.quantize. It finds no
         cached prefixes, and none outlive it: it may change weights."""
         def alone() -> T:
-            self._driver.cache.clear()
+            self._driver.clear()
             try:
                 return fn(self._engine)
             finally:
-                self._driver.cache.clear()
+                self._driver.clear()
 
         self._check()
         return self._driver.call(alone)
@@ -298,7 +316,7 @@ class LLM:
     @property
     def info(self) -> dict[str, Any]:
         """arch, name, n_params, n_ctx_train, ctx, n_vocab, level, threads, kv, path, file_bytes, weight_bytes, kv_bytes, pack_cache,
-        load_s.
+        draft, load_s.
 
         pack_cache: "mapped", "stored" or, if neither could be done, "failed"; None without pack_cache=True."""
         meta = self._metadata
@@ -306,7 +324,7 @@ class LLM:
                 "n_ctx_train": self._n_ctx_train, "ctx": self.ctx, "n_vocab": self._engine.n_vocab, "level": self.level,
                 "threads": self.threads, "kv": self.kv, "path": str(self.path), "file_bytes": os.path.getsize(self.path) if
                 os.path.exists(self.path) else None, "weight_bytes": self._engine.weight_bytes, "kv_bytes": self.plan_bytes.kv,
-                "pack_cache": self._engine.pack_state, "load_s": self.load_s}
+                "pack_cache": self._engine.pack_state, "draft": self.draft_path, "load_s": self.load_s}
 
     @property
     def load(self) -> tuple[int, int, float]:
@@ -456,9 +474,11 @@ class LLM:
         if self._padding:
             bias = dict.fromkeys(self._padding, float("-inf")) | dict(options.logit_bias or {})
             options = Options(**{**options.__dict__, "logit_bias": bias})
+        mode = self._mode if options.speculate is None else mode_of(options.speculate, self.draft_path is not None)
         sampler = Sampler(options, self.tokenizer, self._engine.n_vocab)
         reading = self._readers.reading(ids, asked)
-        g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel, reading=reading, on_end=on_end)
+        g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel, reading=reading, mode=mode,
+                       on_end=on_end)
         if len(ids) == self.ctx:
             g.finish_full()
         else:
@@ -496,7 +516,7 @@ class LLM:
         """n tokens in each of `count` sequences that hold `depth` tokens."""
         engine, seqs = self._engine, list[int]()
         engine.cancel(False)
-        self._driver.cache.clear()
+        self._driver.clear()
         tokens = [1 + i * 7919 % (engine.n_vocab - 2) for i in range(depth + n)]
         size = MAX_ROWS // count if kind == "pp" else 1
 
@@ -531,6 +551,10 @@ def _close_all() -> None:
 def _tokenizer(gguf: GGUF) -> tuple[Tokenizer, InfillMarks | None]:
     tokenizer = Tokenizer(gguf)
     return tokenizer, find_marks(gguf.kv, tokenizer)
+
+
+def _is_end(tokenizer: Tokenizer, token: int) -> bool:
+    return token < tokenizer.n_vocab and tokenizer.is_end(token)
 
 
 def _pack_path(gguf: GGUF, tape: str) -> Path:

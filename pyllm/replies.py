@@ -17,11 +17,14 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. cached_tokens of the prompt were already in the KV cache."""
+    """Token counts. cached_tokens of the prompt were already in the KV cache. drafted_tokens: guesses
+    that were checked while the completion was written; accepted_tokens of them were right."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ class Options:
 
     max_tokens: None = to the end of the context. stop: strings that end the reply, over token borders. logprobs: number of alternatives a
     token (None: no logprobs). order: the chain's filters as letters (pyllm.h); empty = "edskypmxt". Names and defaults as in llama.cpp.
+    speculate: "auto", "lookup", "off" or a number of tokens, as for LLM; None: as the model was loaded.
     priority: requests of a higher one go first. client: who asks; the engine is shared evenly between clients.
     schema (a JSON schema or a type), grammar (Lark or GBNF) or regex: the form that the reply must have (docs/structured.md).
     """
@@ -58,6 +60,7 @@ class Options:
     logit_bias: Mapping[int, float] | None = None
     logprobs: int | None = None
     logits_processor: LogitsProcessor | None = None
+    speculate: str | int | None = None
     choice: int = 0
     priority: int = 0
     client: str = ""
@@ -144,26 +147,61 @@ class Sampler:
         check(lib.pyllm_sampler_new(n_vocab, s, ffi.new("pyllm_logprob[]", bias), len(bias), ffi.new("int32_t[]", breakers), len(breakers),
                                     out, err), err)
         self._sampler = ffi.gc(out[0], lib.pyllm_sampler_free)
-        self._n_top = options.logprobs
-        self._top = ffi.NULL if self._n_top is None else ffi.new("pyllm_logprob[]", self._n_top + 1)
-        self._id, self._err = ffi.new("int32_t *"), new_error()
+        self._n_top, self._err, self._chance = options.logprobs, new_error(), ffi.new("pyllm_logprob *")
+        self._make_room(0)
+
+    def _make_room(self, n_drafts: int) -> None:
+        """Places for what one call of pyllm_choose writes."""
+        self._room = n_drafts
+        self._ids, self._drafts = ffi.new("int32_t[]", n_drafts + 1), ffi.new("int32_t[]", n_drafts)
+        self._top = ffi.NULL if self._n_top is None else ffi.new("pyllm_logprob[]", (n_drafts + 1) * (self._n_top + 1))
 
     def accept(self, ids: Sequence[int]) -> None:
+        """Tokens that the history begins with."""
         check(lib.pyllm_sampler_accept(self._sampler, ffi.new("int32_t[]", ids), len(ids), self._err), self._err)
 
-    def sample(self, logits: Any, position: int, mask: bytes | None = None) -> int:
-        """The token for absolute position `position`; NonFiniteLogits if logits, a buffer of n_vocab floats, hold a NaN or +inf. mask: a
-        bit for every token (in whole 32-bit words), set where it may be chosen."""
-        allowed = ffi.NULL if mask is None else ffi.from_buffer("uint32_t *", mask)
-        rc = lib.pyllm_sampler_sample(self._sampler, ffi.from_buffer("float *", logits), allowed, position, self._id, self._top,
-                                      self._n_top or 0, self._err)
-        if rc == lib.PYLLM_ERR_ARG:
-            raise errors.NonFiniteLogits(ffi.string(self._err.message).decode(errors="replace"))
-        check(rc, self._err)
-        token: int = self._id[0]
-        return token
+    def rewind(self, n: int) -> None:
+        """Takes the last n chosen tokens back."""
+        check(lib.pyllm_sampler_rewind(self._sampler, n, self._err), self._err)
 
-    def logprob(self) -> tuple[float, tuple[tuple[int, float], ...]]:
-        """(of the token chosen last, the most likely (id, logprob) pairs)."""
+    def lookup(self, most: int) -> tuple[list[int], int]:
+        """(how the history may go on, by what followed where its last tokens stood before; how many of these tokens match)."""
+        if most > self._room:
+            self._make_room(most)
+        length = ffi.new("int32_t *")
+        n = lib.pyllm_sampler_lookup(self._sampler, self._drafts, most, length)
+        return ffi.unpack(self._drafts, n) if n else [], length[0]
+
+    def ask(self, choice: Any, logits: Any, n_logits: int, position: int, drafts: Sequence[int], mask: bytes | None, guess: bool) -> object:
+        """Fills a pyllm_choice for the token at absolute position `position` and those that follow it, if the drafts are right. logits:
+        float *, [len(drafts) + 1][n_logits]. mask: a bit for every token (in whole 32-bit words), set where it may be chosen. guess: the
+        logits are those of another model, `chance` is all that is asked for. What is returned must live until pyllm_choose has returned."""
+        if len(drafts) > self._room:
+            self._make_room(len(drafts))
+        if drafts:
+            self._drafts[0:len(drafts)] = drafts
+        allowed = ffi.NULL if mask is None else ffi.from_buffer("uint32_t *", mask)
+        choice.sampler, choice.logits, choice.mask, choice.drafts, choice.ids = self._sampler, logits, allowed, self._drafts, self._ids
+        choice.top, choice.err, choice.position, choice.n_logits = self._top, self._err, position, n_logits
+        choice.n_drafts, choice.n_top = len(drafts), self._n_top or 0
+        if guess:
+            choice.top, choice.n_top = self._chance, 0
+        return allowed
+
+    def chance(self) -> float:
+        """The probability of the token that was chosen as a guess, in the untouched distribution."""
+        return math.exp(self._chance.logprob)
+
+    def chosen(self, choice: Any) -> tuple[list[int], errors.Error | None]:
+        """(tokens, what ended them) after pyllm_choose; NonFiniteLogits if logits hold a NaN or +inf."""
+        error: errors.Error | None = None
+        if choice.rc:
+            message = ffi.string(self._err.message).decode(errors="replace")
+            error = errors.NonFiniteLogits(message) if choice.rc == lib.PYLLM_ERR_ARG else errors.from_status(choice.rc, message)
+        return ffi.unpack(self._ids, choice.n) if choice.n else [], error
+
+    def logprob(self, i: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+        """(of the i-th token chosen last, the most likely (id, logprob) pairs)."""
         n = self._n_top or 0
-        return self._top[n].logprob, tuple((self._top[i].id, self._top[i].logprob) for i in range(n))
+        at = i * (n + 1)
+        return self._top[at + n].logprob, tuple((self._top[at + k].id, self._top[at + k].logprob) for k in range(n))

@@ -27,12 +27,14 @@ _order = count()
 @dataclass(eq=False)
 class Task:
     """tokens: the first `prompt` of them are the prompt, then comes what was generated, in the end at most `most`. done of them are in the
-    KV cache of sequence seq (None: it has none). breaks: a prompt chunk ends at each of these positions."""
+    KV cache of sequence seq (None: it has none). breaks: a prompt chunk ends at each of these positions. depth: tokens that it would like
+    to have guessed and checked behind its next one."""
 
     tokens: list[int]
     most: int
     priority: int = 0
     client: str = ""
+    depth: int = 0
     seq: int | None = None
     done: int = 0
     breaks: set[int] = field(default_factory=set)
@@ -50,11 +52,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows of a task's pending tokens; want: logits of the last one."""
+    """n rows of a task's pending tokens; want: logits of the last one; drafts: guesses that have room behind it, with logits of each."""
 
     task: Task
     n: int
     want: bool
+    drafts: int = 0
 
 
 class Places(Protocol):
@@ -100,8 +103,10 @@ class Pace:
 
 
 class Scheduler:
-    def __init__(self, max_rows: int, max_tasks: int, places: Places, pace: Pace | None = None) -> None:
-        self.max_rows, self.max_tasks = max_rows, max_tasks
+    """max_rows: of a step; max_tasks: that run at once; max_logits: rows of a step with logits, at least max_tasks."""
+
+    def __init__(self, max_rows: int, max_tasks: int, places: Places, pace: Pace | None = None, max_logits: int = 64) -> None:
+        self.max_rows, self.max_tasks, self.max_logits = max_rows, max_tasks, max_logits
         self.pace = pace or Pace()
         self.waiting: list[Task] = []
         self.running: list[Task] = []
@@ -132,6 +137,11 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
+    @property
+    def growth(self) -> float:
+        """Tokens that a task is expected to generate."""
+        return self._growth
+
     def next_step(self) -> list[Rows]:
         """The rows of the next step; empty only if there is nothing to do, or if others than tasks hold the room."""
         self._admit()
@@ -141,7 +151,7 @@ class Scheduler:
                 return rows
 
     def advance(self, rows: list[Rows], seconds: float) -> None:
-        """The step ran, and took so long."""
+        """The step ran, and took so long. What came of drafts is the caller's to add to a task's tokens and to its `done`."""
         prompt_rows = decoding = 0
         for r in rows:
             decodes = r.task.pending == 1
@@ -227,6 +237,8 @@ class Scheduler:
                 rows.append(Rows(task, 1, True))
         if free < 0:
             return []
+        if len(rows) == len(self.running):
+            return self._with_drafts(rows, free)
         budget = self.max_rows - len(rows)
         if rows:
             budget = min(budget, self.pace.rows())
@@ -238,6 +250,16 @@ class Scheduler:
                 budget -= n
                 free -= pages(task, n)
         return rows
+
+    def _with_drafts(self, rows: list[Rows], free: int) -> list[Rows]:
+        """What is left of a step that only decodes, shared evenly; nobody gives up a page for it."""
+        out = []
+        for i, r in enumerate(rows):
+            task, spare = r.task, (min(self.max_rows, self.max_logits) - len(rows) - sum(o.drafts for o in out)) // (len(rows) - i)
+            n = max(min(task.depth, spare, task.most - len(task.tokens) - 1, free * PAGE + -(task.done + 1) % PAGE), 0)
+            free -= pages(task, 1 + n) - pages(task, 1)
+            out.append(Rows(task, 1, True, n))
+        return out
 
     def _shares(self, budget: int) -> list[tuple[Task, int]]:
         """Half of the budget for the prompt whose turn it is, the other half for the shortest ones, what is left for it again."""

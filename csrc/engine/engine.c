@@ -13,6 +13,7 @@ static int check_params(const pyllm_engine_params *p, pyllm_error *err) {
     if (p->max_rows < 1 || p->max_rows > 65536) return err_set(err, PYLLM_ERR_ARG, "max_rows is %d, must be 1 to 65536", p->max_rows);
     if (p->max_logits < 1 || p->max_logits > p->max_rows) return err_set(err, PYLLM_ERR_ARG, "max_logits is %d, must be 1 to max_rows", p->max_logits);
     if (p->max_seqs < 1 || p->max_seqs > 65536) return err_set(err, PYLLM_ERR_ARG, "max_seqs is %d, must be 1 to 65536", p->max_seqs);
+    if (p->rewind < 0 || p->rewind > 1024) return err_set(err, PYLLM_ERR_ARG, "rewind is %d, must be 0 to 1024", p->rewind);
     if (p->n_positions < 1 || p->n_positions > (1 << 24))
         return err_set(err, PYLLM_ERR_ARG, "n_positions is %lld, must be 1 to %d", (long long)p->n_positions, 1 << 24);
     return 0;

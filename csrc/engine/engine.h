@@ -63,7 +63,7 @@ int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_
 int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, pyllm_error *err);
 /* Gives pages of positions >= n back (those that kv_reserve took for a step that did not happen, or after a truncation). */
 void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end);
-/* Gives back the pages that no later position of a windowed group can see. */
+/* Gives back the pages that no later position of a windowed group can see, nor one of the last `rewind`. */
 void kv_release_behind(pyllm_engine *e, sequence *s);
 /* Index of the first page that the next position still sees in a group. */
 int64_t kv_first_page(const kv_group *g, int64_t length);

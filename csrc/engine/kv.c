@@ -29,7 +29,7 @@ int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_
     for (int32_t g = 0; g < *n_groups; g++) {
         int64_t n = all;
         if (groups[g].window) {         /* a step may run the whole batch before pages behind the window go back; windows kept for later */
-            int64_t live = ((groups[g].window + PAGE - 1) / PAGE + 2) * (p->max_seqs + KEPT_WINDOWS) + (p->max_rows + PAGE - 1) / PAGE + 1;
+            int64_t live = ((groups[g].window + p->rewind + PAGE - 1) / PAGE + 2) * (p->max_seqs + KEPT_WINDOWS) + (p->max_rows + PAGE - 1) / PAGE + 1;
             if (live < n) n = live;
         }
         if (n > INT32_MAX) return err_set(err, PYLLM_ERR_ARG, "%lld pages are more than the cache can number", (long long)n);
@@ -109,7 +109,7 @@ void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end) {
 
 void kv_release_behind(pyllm_engine *e, sequence *s) {
     for (int32_t g = 0; g < e->n_groups; g++)
-        for (int64_t first = kv_first_page(&e->groups[g], s->length); s->freed[g] < first; s->freed[g]++)
+        for (int64_t first = kv_first_page(&e->groups[g], s->length - e->params.rewind); s->freed[g] < first; s->freed[g]++)
             give_back(&e->groups[g], &s->pages[g][s->freed[g]]);
 }
 

@@ -32,6 +32,7 @@ struct pyllm_sampler {
 };
 
 #define INF __builtin_inff()
+enum { LOOKUP_MOST = 32 };          /* matches of so many tokens and more are equally good */
 
 /* ---- parameters ---- */
 
@@ -479,14 +480,15 @@ static void run_chain(pyllm_sampler *s, int64_t position) {
 
 /* ---- one token ---- */
 
-/* Copies the logits, checks them and adds the bias. */
-static int load(pyllm_sampler *s, const float *logits, pyllm_error *err) {
+/* Copies the logits of the first n tokens, checks them and adds the bias; the other tokens are banned. */
+static int load(pyllm_sampler *s, const float *logits, int32_t n, pyllm_error *err) {
     int bad = 0;
-    for (int32_t i = 0; i < s->n_vocab; i++) {
+    for (int32_t i = 0; i < n; i++) {
         bad |= !(logits[i] < INF);
         s->x[i] = logits[i];
     }
-    for (int32_t i = 0; bad && i < s->n_vocab; i++)
+    for (int32_t i = n; i < s->n_vocab; i++) s->x[i] = -INF;
+    for (int32_t i = 0; bad && i < n; i++)
         if (!(logits[i] < INF))
             return err_set(err, PYLLM_ERR_ARG, "non-finite logits at token id %d: %s\nhint: the model file may be damaged, "
                            "or its arithmetic overflows", i, logits[i] == INF ? "+inf" : "NaN");
@@ -538,12 +540,13 @@ static int32_t draw(const pyllm_sampler *s, int64_t position) {
     return id;
 }
 
-/* Natural logarithms of the untouched distribution: the n_top likeliest and, behind them, the chosen token. */
-static void report(pyllm_sampler *s, const float *logits, int32_t id, pyllm_logprob *top, int32_t n_top) {
-    double best = (double)largest(logits, s->n_vocab), sum = 0;
-    for (int32_t i = 0; i < s->n_vocab;) {          /* in slices, so that e^x is computed apart from the sum that waits for itself */
+/* Natural logarithms of the untouched distribution over n_logits tokens: the n_top likeliest (only if that is the whole vocabulary) and,
+   behind them, the chosen token. */
+static void report(pyllm_sampler *s, const float *logits, int32_t n_logits, int32_t id, pyllm_logprob *top, int32_t n_top) {
+    double best = (double)largest(logits, n_logits), sum = 0;
+    for (int32_t i = 0; i < n_logits;) {            /* in slices, so that e^x is computed apart from the sum that waits for itself */
         double e[64];
-        int32_t n = s->n_vocab - i < 64 ? s->n_vocab - i : 64;
+        int32_t n = n_logits - i < 64 ? n_logits - i : 64;
         for (int32_t j = 0; j < n; j++) e[j] = exp_negative((double)logits[i + j] - best);
         for (int32_t j = 0; j < n; j++) sum += e[j];
         i += n;
@@ -560,11 +563,12 @@ static void report(pyllm_sampler *s, const float *logits, int32_t id, pyllm_logp
     top[n_top] = (pyllm_logprob){id, (float)((double)logits[id] - zero)};
 }
 
-int sampler_sample(pyllm_sampler *s, const float *logits, const uint32_t *mask, int64_t position, int32_t *id,
+int sampler_sample(pyllm_sampler *s, const float *logits, int32_t n_logits, const uint32_t *mask, int64_t position, int32_t *id,
                    pyllm_logprob *top, int32_t n_top, pyllm_error *err) {
-    if (n_top < 0 || n_top > s->n_vocab || (n_top && !top))
+    int32_t n = n_logits < s->n_vocab ? n_logits : s->n_vocab;
+    if (n_top < 0 || n_top > s->n_vocab || (n_top && (!top || n < s->n_vocab)))
         return err_set(err, PYLLM_ERR_ARG, "n_top is %d\nhint: 0 to %d, with room for one more", n_top, s->n_vocab);
-    TRY(load(s, logits, err));
+    TRY(load(s, logits, n, err));
     if (mask) ban_others(s, mask);
     if (largest(s->x, s->n_vocab) == -INF)
         return err_set(err, PYLLM_ERR_ARG, "non-finite logits at every token id: all tokens are banned\nhint: logit_bias, "
@@ -574,6 +578,32 @@ int sampler_sample(pyllm_sampler *s, const float *logits, const uint32_t *mask, 
     int32_t chosen = s->p.temperature > 0 ? draw(s, position) : greedy(s);
     if (chosen < 0) return err_set(err, PYLLM_ERR_ARG, "non-finite logits at every token id after the penalties");
     *id = chosen;
-    if (top) report(s, logits, chosen, top, n_top);
+    if (top) report(s, logits, n, chosen, top, n_top);
     return 0;
+}
+
+int32_t sampler_n_vocab(const pyllm_sampler *s) { return s->n_vocab; }
+
+int sampler_rewind(pyllm_sampler *s, int64_t n, pyllm_error *err) {
+    if (n < 0 || n > s->n_history)
+        return err_set(err, PYLLM_ERR_ARG, "%lld tokens cannot be taken back from a history of %lld", (long long)n, (long long)s->n_history);
+    s->n_history -= n;
+    return 0;
+}
+
+int32_t sampler_lookup(pyllm_sampler *s, int32_t *ids, int32_t max, int32_t *length) {
+    const int32_t *h = s->history;
+    int64_t n = s->n_history, at = 0;
+    *length = 0;
+    if (n < 2 || max <= 0) return 0;
+    match_lengths(h, n, s->z);
+    for (int64_t i = 1; i < n; i++) {               /* ties go to the latest */
+        int32_t same = s->z[i] < LOOKUP_MOST ? s->z[i] : LOOKUP_MOST;
+        if (same > *length) {
+            *length = same;
+            at = i;
+        }
+    }
+    for (int32_t i = 0; at && i < max; i++) ids[i] = i < at ? h[n - at + i] : ids[i - at];      /* a loop goes on as it went */
+    return at ? max : 0;
 }

@@ -218,7 +218,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
 def test_windows_keep_few_pages(tmp_path: Path) -> None:
     """Of long texts with a mark every 40 tokens, a windowed layer keeps no more than its pool, and hits still come."""
     rig = Rig((0, 32), tmp_path, n_positions=4000)
-    assert rig.engine.group(1).n_pages < 100 < rig.engine.group(0).n_pages
+    assert rig.engine.group(1).n_pages < 120 < rig.engine.group(0).n_pages
     for i in range(20):
         fill(rig, (i % 3, i % 2, i, i, i), marks=(32, 80, 128, 160))
         rig.check([])
