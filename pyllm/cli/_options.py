@@ -54,6 +54,24 @@ def add_pack_cache(parser: argparse.ArgumentParser) -> None:
                         help="keep the packed weights on disk and map them the next time: more disk space for a faster start")
 
 
+def add_speculation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--draft", metavar="MODEL",
+                        help="a smaller model of the same vocabulary that guesses what the model is going to say: the same text, sooner")
+    parser.add_argument("--speculate", type=speculation, metavar="HOW", help="guess following tokens and check them together: auto, lookup "
+                        "(from the text itself), off, or a number of tokens (default: auto with --draft, else off)")
+
+
+def speculation(text: str) -> str | int:
+    """argparse type: what LLM takes as `speculate`."""
+    from ..engine import MAX_DRAFTS
+
+    if text in ("auto", "lookup", "off"):
+        return text
+    if text.isdecimal() and int(text) <= MAX_DRAFTS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is none of auto, lookup, off and 0 to {MAX_DRAFTS}")
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """argparse type: a whole number in [low, high]."""
     def parse(text: str) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
-from ._options import add_kv, add_pack_cache, add_threads, whole
+from ._options import add_kv, add_pack_cache, add_speculation, add_threads, whole
 from ._output import has_colour, note, progress, styled
 from .screen import safe
 
@@ -79,6 +79,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", metavar="FILE[:SCALE]", type=adapter, action="append", default=[],
                         help="a LoRA adapter (GGUF) beside the model; again for more")
     add_pack_cache(parser)
+    add_speculation(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message: how the model shall behave")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's own")
     form = parser.add_mutually_exclusive_group()
@@ -215,7 +216,8 @@ def load(spec: str | None, args: argparse.Namespace) -> LLM:
     try:
         with progress(name) as show:
             return LLM(spec and os.path.expanduser(spec), args.ctx, args.threads, args.kv, chat_template=template, adapters=args.lora,
-                       pack_cache=args.pack_cache, progress=show)
+                       pack_cache=args.pack_cache, draft=args.draft and os.path.expanduser(args.draft), speculate=args.speculate,
+                       progress=show)
     finally:
         if passing:
             sys.stderr.write("\r\x1b[K")
@@ -250,6 +252,8 @@ def report(llm: LLM, reply: Reply, seed: int) -> dict[str, Any]:
 def summary(reply: Reply, seed: int) -> str:
     """A line about an answer, for people."""
     parts = [f"{len(reply.tokens)} tokens", f"{reply.timings.predicted_per_s:.0f} tokens/s", f"seed {seed}"]
+    if reply.usage.drafted_tokens:
+        parts.append(f"{reply.usage.accepted_tokens} of {reply.usage.drafted_tokens} guesses right")
     if reply.finish_reason == "length":
         parts.append("cut off (-n, --ctx)")
     return " · ".join(parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ._options import MODEL_HELP, add_kv, add_pack_cache, add_threads, model_file, whole
+from ._options import MODEL_HELP, add_kv, add_pack_cache, add_speculation, add_threads, model_file, whole
 from ._output import clean, note
 
 EPILOG = """\
@@ -35,10 +35,13 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="a further name under which the server may be asked; may be given several times")
     parser.add_argument("--ctx", type=whole(4, 1 << 24), metavar="N",
                         help="context in tokens (default: what the model was trained for, if it fits in memory)")
+    parser.add_argument("--parallel", type=whole(1, 512), default=16, metavar="N",
+                        help="requests that run at once in a model (default: 16)")
     add_threads(parser)
     add_kv(parser)
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's")
     add_pack_cache(parser)
+    add_speculation(parser)
     parser.add_argument("--keep-alive", type=duration, metavar="TIME",
                         help="unload a model that was not used for this time: 90, 5m, 1h (default: keep it)")
     parser.add_argument("--limit", type=limit, action="append", default=[], metavar="NAME=VALUE",
@@ -51,8 +54,11 @@ def run(args: argparse.Namespace) -> int:
     from ..server.models import split_name
 
     limits = Limits(**dict(args.limit))
+    if args.draft is not None and len(args.models) > 1:
+        raise errors.ArgumentError("--draft is of one model, but several are to be served\nhint: a server for each, on ports of their own")
     keys = args.api_key or [key for key in [os.environ.get("PYLLM_API_KEY")] if key]
     options: dict[str, Any] = {"ctx": args.ctx, "threads": args.threads, "kv": args.kv, "pack_cache": args.pack_cache,
+                               "parallel": args.parallel, "draft": args.draft and model_file(args.draft), "speculate": args.speculate,
                                "chat_template": _text_of(args.chat_template)}
     files = [(name, model_file(spec)) for name, spec in map(split_name, args.models or ["smollm2"])]
     models = Models.named(files, options, args.keep_alive)

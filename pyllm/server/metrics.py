@@ -43,7 +43,7 @@ class Metrics:
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._outcomes: Counter[tuple[str, str]] = Counter()
-        self._tokens: dict[str, Counter[str]] = {name: Counter() for name in ("prompt", "cached", "generated")}
+        self._tokens: dict[str, Counter[str]] = {name: Counter() for name in ("prompt", "cached", "generated", "drafted", "accepted")}
         self._histograms = {
             "queue_seconds": Histogram("Wait for a place in the batch.", _SECONDS),
             "first_token_seconds": Histogram("From the arrival of a prompt to its first token.", _SECONDS),
@@ -60,6 +60,8 @@ class Metrics:
         self._tokens["prompt"][model] += usage.prompt_tokens
         self._tokens["cached"][model] += usage.cached_tokens
         self._tokens["generated"][model] += usage.completion_tokens
+        self._tokens["drafted"][model] += usage.drafted_tokens
+        self._tokens["accepted"][model] += usage.accepted_tokens
         self._histograms["queue_seconds"].add(model, t.queue_s)
         if usage.completion_tokens:
             self._histograms["first_token_seconds"].add(model, t.queue_s + t.prompt_s)
@@ -76,7 +78,8 @@ class Metrics:
         lines += [f"pyllm_requests_total{_labels(route=route, status=str(status))} {n}" for (route, status), n in self._requests.items()]
         lines += ["# HELP pyllm_generations_total Generations that ended, by how.", "# TYPE pyllm_generations_total counter"]
         lines += [f"pyllm_generations_total{_labels(model=model, outcome=how)} {n}" for (model, how), n in self._outcomes.items()]
-        about = {"prompt": "Tokens of prompts.", "cached": "Tokens of prompts that were computed before.", "generated": "Tokens written."}
+        about = {"prompt": "Tokens of prompts.", "cached": "Tokens of prompts that were computed before.", "generated": "Tokens written.",
+                 "drafted": "Tokens guessed ahead and checked.", "accepted": "Tokens of these that were right."}
         for name, counts in self._tokens.items():
             full = f"pyllm_{name}_tokens_total"
             lines += [f"# HELP {full} {about[name]}", f"# TYPE {full} counter"]

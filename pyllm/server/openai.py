@@ -117,9 +117,10 @@ def usage_of(replies: Sequence[Reply], n_prompts: int = 1) -> dict[str, Any]:
 def timings_of(reply: Reply) -> dict[str, Any]:
     """Beyond OpenAI's fields, with the names of llama.cpp's server: milliseconds and tokens a second."""
     t, usage = reply.timings, reply.usage
+    drafts = {"draft_n": usage.drafted_tokens, "draft_n_accepted": usage.accepted_tokens} if usage.drafted_tokens else {}
     return {"queue_ms": round(t.queue_s * 1e3, 3), "prompt_n": usage.prompt_tokens - usage.cached_tokens,
             "prompt_ms": round(t.prompt_s * 1e3, 3), "prompt_per_second": round(t.prompt_per_s, 3), "predicted_n": usage.completion_tokens,
-            "predicted_ms": round(t.predicted_s * 1e3, 3), "predicted_per_second": round(t.predicted_per_s, 3)}
+            "predicted_ms": round(t.predicted_s * 1e3, 3), "predicted_per_second": round(t.predicted_per_s, 3), **drafts}
 
 
 def token_logprobs(tokenizer: Tokenizer, logprobs: Iterable[Logprob]) -> list[dict[str, Any]]:
