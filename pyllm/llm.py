@@ -115,7 +115,8 @@ class LLM:
         else:
             self._padding = range(0)
         self._readers = Readers(self.tokenizer, self._engine.n_vocab)
-        drafting, draft_ctx = None, 0
+        drafting: Engine | None = None
+        draft_ctx = 0
         try:
             if self.draft_path is not None:
                 drafting, draft_ctx = load_draft(self.draft_path, self.path, self.ctx, self.threads, kv, self.level, self.parallel)
