@@ -28,6 +28,7 @@ class Arch:
     layer_norm: ClassVar[bool] = False                  # norms take the mean off and may have a bias; False: RMS norms
     encoder: ClassVar[bool] = False                     # the result is an embedding, not logits
     yarn_truncates: ClassVar[bool] = True               # YaRN's ramp begins and ends at whole pairs
+    yarn_scales_scores: ClassVar[bool] = False          # YaRN's multiplier, a tenth of which is in the file, is one of all scores
     defaults: ClassVar[dict[str, Any]] = {}             # hyperparameters that the family's files may leave out
     # Checkpoint's name to GGUF's, both without .weight and .bias, or both whole. {i}: layer; {e}: in a stack; several names: each has some
     # of the rows, see row_order.
@@ -47,6 +48,10 @@ class Arch:
     def row_order(self, name: str, n: int, config: Mapping[str, Any]) -> NDArray[np.intp] | None:
         """Which of the checkpoint's n rows (of a bias: elements) are those of a GGUF tensor, in its order; None: all as they are. Of a
         stack: of each matrix."""
+        return None
+
+    def heads(self, name: str, config: Mapping[str, Any]) -> tuple[int, int, int] | None:
+        """(n, begin, end): a GGUF stack is rows [begin, end) of each of the n parts, one above the other, of the checkpoint's matrix."""
         return None
 
     def offset(self, name: str) -> float:

@@ -104,13 +104,14 @@ class Builder:
         params = [("in", x), ("w", self._weight(name)), *([] if row is None else [("row", row)])]
         return self._step("positions", ["x"], params)[0]
 
-    def norm(self, x: Value, name: str, *, groups: int = 1, add: Value | None = None) -> Value:
+    def norm(self, x: Value, name: str, *, groups: int = 1, add: Value | None = None, eps: float | None = None) -> Value:
         """The family's norm, RMS or layer norm. groups: so many parts of each row are normalised alone, with one weight or each with its
-        own; add: a residual that is added to the result."""
+        own; add: a residual that is added to the result; eps: where it is not the file's."""
+        eps = self.c.eps if eps is None else eps
         parts: list[tuple[str, object]] = [("groups", groups)] if groups > 1 else []
         if not self.arch.layer_norm:
-            return self._step("norm", [name], [("in", x), ("w", self._weight(name)), ("eps", self.c.eps), *parts, *_optional(add)])[0]
-        params = [("in", x), ("w", self._weight(name)), ("bias", self._bias(name)), ("eps", self.c.eps), *parts]
+            return self._step("norm", [name], [("in", x), ("w", self._weight(name)), ("eps", eps), *parts, *_optional(add)])[0]
+        params = [("in", x), ("w", self._weight(name)), ("bias", self._bias(name)), ("eps", eps), *parts]
         y = self._step("layernorm", [name], params)[0]
         return y if add is None else self.add(y, add)
 
@@ -132,12 +133,13 @@ class Builder:
         out = tuple(self._adapted(x, name, y) for name, y in zip(used, out, strict=True))
         return out[0] if len(names) == 1 else out
 
-    def rope(self, q: Value, k: Value, *, norm: tuple[str, str] | None = None, local: bool = False) -> tuple[Value, Value]:
+    def rope(self, q: Value, k: Value, *, norm: tuple[str, str] | None = None, local: bool = False, kv_heads: int | None = None,
+             dim: int | None = None) -> tuple[Value, Value]:
         """Turns q and k by their positions. norm: RMS norms of each head of q and of k, applied before; local: the rope of
-        windowed layers, which no scaling stretches."""
+        windowed layers, which no scaling stretches; kv_heads, dim: heads of k and size of a head, where they are not the file's."""
         c = self.c
-        params = [("in", f"{q.name},{k.name}"), ("angles", self._angles_of(local)), ("heads", f"{c.n_heads},{c.n_kv_heads}"),
-                  ("dim", c.head_dim), ("rot", c.n_rot), ("neox", int(self.arch.neox)),
+        params = [("in", f"{q.name},{k.name}"), ("angles", self._angles_of(local)), ("heads", f"{c.n_heads},{kv_heads or c.n_kv_heads}"),
+                  ("dim", dim or c.head_dim), ("rot", c.n_rot), ("neox", int(self.arch.neox)),
                   ("norm", ",".join(map(self._weight, norm)) if norm else "-,-"), ("eps", c.eps if norm else 0.0)]
         out = self._step("rope", ["q_rope", "k_rope"], params)
         return out[0], out[1]
@@ -150,15 +152,32 @@ class Builder:
         return self._step("temperature", ["q_scaled"], [("in", q), ("scale", c.attn_temperature), ("length", c.temperature_length)])[0]
 
     def attention(self, q: Value, k: Value, v: Value, *, scale: float | None = None, window: int = 0, softcap: float = 0.0,
-                  sinks: str = "", causal: bool = True) -> Value:
+                  sinks: str = "", causal: bool = True, kv_heads: int | None = None, dim: int | None = None,
+                  values: int | None = None) -> Value:
         """Attention over the sequence so far, or without causal over all of it. scale: factor on q.k, by default 1/sqrt(head size); window:
-        how many positions a row sees, 0 = all; sinks: a score for each head that counts as one more position without value."""
+        how many positions a row sees, 0 = all; sinks: a score for each head that counts as one more position without value; kv_heads, dim,
+        values: heads of k and v, size of a head of q and k, of v, where they are not the file's. v the same value as k: the first `values`
+        of each key are the values, and only keys are stored."""
         c = self.c
+        dim, values = dim or c.head_dim, values or c.value_dim
         layer, self._attentions = self._attentions, self._attentions + 1
-        params = [("in", f"{q.name},{k.name},{v.name}"), ("layer", layer), ("heads", c.n_heads), ("kv_heads", c.n_kv_heads),
-                  ("dim", c.head_dim), ("scale", 1 / sqrt(c.head_dim) if scale is None else scale), ("window", window),
-                  ("softcap", softcap), *([("sinks", self._weight(sinks))] if sinks else []), *([] if causal else [("causal", 0)])]
+        params = [("in", f"{q.name},{k.name},{v.name}"), ("layer", layer), ("heads", c.n_heads), ("kv_heads", kv_heads or c.n_kv_heads),
+                  ("dim", dim), ("scale", 1 / sqrt(dim) if scale is None else scale), ("window", window),
+                  ("softcap", softcap), *([("sinks", self._weight(sinks))] if sinks else []),
+                  *([] if causal else [("causal", 0)]), *([("values", values)] if values != dim else [])]
         return self._step("attn", ["attn"], params)[0]
+
+    def take(self, x: Value, heads: int, begin: int, end: int) -> Value:
+        """Values [begin, end) of each of x's heads, side by side."""
+        return self._step("take", ["part"], [("in", x), ("heads", heads), ("from", begin), ("to", end)])[0]
+
+    def join(self, x: Value, y: Value, heads: int, y_heads: int) -> Value:
+        """Each head of x with that of y behind it; y of one head goes to all."""
+        return self._step("join", ["joined"], [("in", f"{x.name},{y.name}"), ("heads", f"{heads},{y_heads}")])[0]
+
+    def headwise(self, x: Value, name: str) -> Value:
+        """Each head of x times its own matrix of a stack."""
+        return self._step("headwise", [name.rpartition("_")[2]], [("in", x), ("w", self._weight(name))])[0]
 
     def gated(self, x: Value, gate: str, up: str, *, act: str) -> Value:
         """act(gate x) * (up x); act: as in linear."""
@@ -176,9 +195,11 @@ class Builder:
         add: a residual."""
         c = self.c
         scores = self.linear(x, "ffn_gate_inp")
+        best = 2 if c.expert_gating == 2 else 1         # of a group's scores make its own
+        groups = [("groups", f"{c.n_expert_groups},{c.n_expert_groups_used},{best}")] if c.n_expert_groups > 1 else []
         chosen = self._step("route", ["route"], [("in", scores), ("k", c.n_experts_used), ("gate", c.expert_gating - 1),
                                                  ("renorm", int(c.expert_norm)), ("scale", c.expert_scale or 1.0),
-                                                 ("bias", self._bias("exp_probs_b"))])[0]
+                                                 ("bias", self._bias("exp_probs_b")), *groups])[0]
         names = ("ffn_gate_exps", "ffn_up_exps")
         params = [("in", f"{x.name},{chosen.name}"), ("w", ",".join(map(self._weight, names))), ("bias", ",".join(map(self._bias, names)))]
         h = self._step("moe_gated", ["experts"], [*params, ("act", act)])[0]
@@ -278,7 +299,7 @@ class Builder:
             if local:
                 freqs, mscale = rope.base_frequencies(self.c.rope_base_local, self.c.n_rot), 1.0
             else:
-                freqs, mscale = rope.frequencies(self.c, self._rope_factors(), truncate=self.arch.yarn_truncates)
+                freqs, mscale = rope.frequencies(self.c, self._rope_factors(), self.arch)
             self._tables.append(" ".join(["table", table, *map(f32_hex, freqs)]))
             layer, self._layer = self._layer, None
             self._angles[local] = self._step("angles", ["angles"], [("table", table), ("mscale", mscale)])[0]

@@ -92,11 +92,13 @@ def _work(gguf: GGUF, op: str, params: dict[str, str], n: int, depth: int, kv: s
         return n * tensor.n_bytes // tensor.shape[0], 0
     if op == "attn":
         heads, kv_heads, dim, window = (int(params[key]) for key in ("heads", "kv_heads", "dim", "window"))
+        values = int(params.get("values", dim))
+        _, k, v = params["in"].split(",")
         first, last = depth + 1, depth + n          # positions that the first and the last row see
         if window:
             first, last = min(first, window), min(last, window)
-        products = n * (first + last) // 2 * heads * dim * 2
-        return round(last * kv_heads * dim * 2 * _KV_BYTES[kv]), products * (1 if kv == "q8_0" else 4)
+        products = n * (first + last) // 2 * heads * (dim + values)
+        return round(last * kv_heads * (dim + (values if v != k else 0)) * _KV_BYTES[kv]), products * (1 if kv == "q8_0" else 4)
     size = macs = 0
     for key in ("w", "bias", "norm"):
         for word in params.get(key, "-").split(","):
@@ -107,6 +109,6 @@ def _work(gguf: GGUF, op: str, params: dict[str, str], n: int, depth: int, kv: s
             begin, _, end = span.rstrip("]").partition(":")
             share = (int(end) - int(begin)) / tensor.shape[0] if span else 1.0
             size += round(tensor.n_bytes * share)
-            if len(tensor.shape) > 1 and op in ("linear", "gated"):
+            if len(tensor.shape) > 1 and op in ("linear", "gated", "headwise"):
                 macs += round(n * prod(tensor.shape) * share) * (4 if tensor.type in _FLOATS else 1)
     return size, macs

@@ -5,6 +5,7 @@ The knowledge of each family is in models/: its name map and the few changes to 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import sqrt  # correctly rounded everywhere (IEEE 754), unlike exp, log and pow
 from typing import Any
@@ -48,6 +49,9 @@ def gguf_names(hf_name: str, config: Config, arch: Arch, where: str) -> tuple[st
     """GGUF's names of a checkpoint's tensor; none for what the model does without. Raises UnsupportedModel for what it cannot."""
     if hf_name.startswith(_OTHER_PARTS) or arch.ignores(hf_name) or (hf_name in _HEADS and config.get("tie_word_embeddings")):
         return ()
+    layer = re.match(r"model\.layers\.(\d+)\.", hf_name)
+    if layer and config.get("num_nextn_predict_layers") and int(layer[1]) >= config["num_hidden_layers"]:
+        return ()                   # layers that guess further tokens
     prefix = next((p for p in _PREFIXES if hf_name.startswith(p)), "")
     names = arch.gguf_names(_PREFIXES.get(prefix, "") + hf_name.removeprefix(prefix))
     if not names:

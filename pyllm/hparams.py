@@ -57,6 +57,8 @@ class Config:
     n_experts: int = _row("expert_count", int, 0, 4096, 0, "num_experts")
     n_experts_used: int = _row("expert_used_count", int, 0, 64, 0, "num_experts_per_tok")
     expert_ff: int = _row("expert_feed_forward_length", int, 1, 1 << 24, lambda v: v["n_ff"], "moe_intermediate_size")
+    n_expert_groups: int = _row("expert_group_count", int, 0, 4096, 0, "n_group")
+    n_expert_groups_used: int = _row("expert_group_used_count", int, 0, 4096, lambda v: v["n_expert_groups"], "topk_group")
     expert_gating: int = _row("expert_gating_func", int, 1, 3, 1)
     expert_norm: bool = _row("expert_weights_norm", bool, 0, 1, True, "norm_topk_prob")
     expert_scale: float = _row("expert_weights_scale", float, 0, 1e6, 1.0, "routed_scaling_factor")
@@ -64,6 +66,9 @@ class Config:
     n_kv_heads: int = _row("attention.head_count_kv", int, 1, 65536, lambda v: v["n_heads"], "num_key_value_heads")
     head_dim: int = _row("attention.key_length", int, 16, 1024, _default_head_dim, "head_dim")
     value_dim: int = _row("attention.value_length", int, 16, 1024, lambda v: v["head_dim"], "head_dim")
+    latent: int = _row("attention.kv_lora_rank", int, 0, 1008, 0, "kv_lora_rank")
+    latent_head_dim: int = _row("attention.key_length_mla", int, 16, 1024, lambda v: v["head_dim"])
+    latent_value_dim: int = _row("attention.value_length_mla", int, 16, 1024, lambda v: v["value_dim"])
     eps: float = _row("attention.layer_norm_rms_epsilon", float, 1e-20, 1.0, hf="rms_norm_eps")
     attn_scale: float = _row("attention.scale", float, 1e-9, 1e9, None)
     attn_temperature: float = _row("attention.temperature_scale", float, 0, 1e3, 0.0)
@@ -174,6 +179,8 @@ def _check_together(c: Config) -> None:
         fail(f"{c.arch}.attention.head_count {c.n_heads} is not a multiple of head_count_kv {c.n_kv_heads}")
     if c.n_rot % 2 or c.n_rot > c.head_dim:
         fail(f"{c.arch}.rope.dimension_count {c.n_rot} is not even or exceeds the head size {c.head_dim}")
-    if c.head_dim % 16 or c.value_dim != c.head_dim:
+    if c.head_dim % 16 or c.value_dim % 16:
         raise errors.UnsupportedModel(f"{c.path}: attention heads of {c.head_dim} (keys) and {c.value_dim} (values) cannot run: "
-                                      "both must be one multiple of 16\nhint: choose a model with another head size")
+                                      "both must be multiples of 16\nhint: choose a model with another head size")
+    if c.latent and (c.n_rot >= c.latent_head_dim or (c.latent_head_dim - c.n_rot) % 16 or c.n_rot % 16 or c.latent % 16):
+        fail(f"keys of {c.latent_head_dim}, of which {c.n_rot} turn, and a latent vector of {c.latent} are not multiples of 16")

@@ -119,10 +119,13 @@ class _Run:
         return q * (1 + float.fromhex(scale) * np.log1p(steps))
 
     def attn(self, q: Array, k: Array, v: Array, layer: str, heads: str, kv_heads: str, dim: str, scale: str, window: str,
-             softcap: str, sinks: str = "", causal: str = "1") -> Array:
+             softcap: str, sinks: str = "", causal: str = "1", values: str = "") -> Array:
         t, cap, w = len(q), float.fromhex(softcap), int(window)
-        group = int(heads) // int(kv_heads)
-        q, k, v = (x.reshape(t, -1, int(dim)).swapaxes(0, 1) for x in (q, k, v))       # [heads, T, dim]
+        group, n_values = int(heads) // int(kv_heads), int(values or dim)
+        if v is k:
+            v = self.take(k, kv_heads, str(n_values), **{"from": "0"})
+        q, k = (x.reshape(t, -1, int(dim)).swapaxes(0, 1) for x in (q, k))              # [heads, T, dim]
+        v = v.reshape(t, -1, n_values).swapaxes(0, 1)
         k, v = np.repeat(k, group, axis=0), np.repeat(v, group, axis=0)
         scores = q @ k.swapaxes(1, 2) * float.fromhex(scale)
         if cap:
@@ -138,6 +141,19 @@ class _Run:
         o = (p / (p.sum(axis=2, keepdims=True) + extra)) @ v
         return np.ascontiguousarray(o.swapaxes(0, 1)).reshape(t, -1)
 
+    def take(self, x: Array, heads: str, to: str = "", **span: str) -> Array:
+        return np.ascontiguousarray(x.reshape(len(x), int(heads), -1)[:, :, int(span["from"]):int(to)]).reshape(len(x), -1)
+
+    def join(self, x: Array, z: Array, heads: str) -> Array:
+        n, own = map(int, heads.split(","))
+        x, z = x.reshape(len(x), n, -1), np.repeat(z.reshape(len(z), own, -1), n // own, axis=1)
+        return np.concatenate([x, z], axis=2).reshape(len(x), -1)
+
+    def headwise(self, x: Array, w: str) -> Array:
+        stack = self.weight(w)
+        heads = x.reshape(len(x), len(stack), -1)
+        return np.stack([self.product(heads[:, h], w, m) for h, m in enumerate(stack)], axis=1).reshape(len(x), -1)
+
     def gated(self, x: Array, w: str, act: str) -> Array:
         gate, up = (self.times(x, m) for m in w.split(","))
         return self.glu(gate, up, act)
@@ -151,9 +167,17 @@ class _Run:
     def act(self, x: Array, act: str) -> Array:
         return _act(act, x)
 
-    def route(self, x: Array, k: str, gate: str, renorm: str, scale: str, bias: str) -> Array:
+    def route(self, x: Array, k: str, gate: str, renorm: str, scale: str, bias: str, groups: str = "") -> Array:
         scores = (_softmax(x), 1 / (1 + np.exp(-x)), x)[int(gate)]
         rank = scores if bias == "-" else scores + self.weight(bias)
+        if groups:
+            n, used, best = map(int, groups.split(","))
+            parts = rank.reshape(len(x), n, -1)
+            own = np.sort(parts, axis=2)[:, :, -best:].sum(axis=2)
+            allowed = np.argsort(-own, axis=1, kind="stable")[:, :used]
+            barred = np.ones((len(x), n), bool)
+            np.put_along_axis(barred, allowed, False, axis=1)
+            rank = np.where(barred[:, :, None], -np.inf, parts).reshape(rank.shape)
         chosen = np.sort(np.argsort(-rank, axis=1, kind="stable")[:, : int(k)], axis=1)
         weights = np.take_along_axis(scores, chosen, axis=1)
         if gate == "2":

@@ -21,7 +21,8 @@ from .models import Arch, families
 EXPERTS, LATENT, BOTH_WAYS = "experts", "compressed KV (MLA)", "attention in both directions"
 
 # Ops of the tape that are a feature of their own.
-_OPS = {"moe_gated": EXPERTS, "positions": "learned positions", "layernorm": "layer norms", "temperature": "scaled queries"}
+_OPS = {"moe_gated": EXPERTS, "headwise": LATENT, "positions": "learned positions", "layernorm": "layer norms",
+        "temperature": "scaled queries"}
 
 # What a model may need: feature, beginnings of GGUF keys without the architecture's name, entries of config.json.
 _NEEDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (

@@ -96,8 +96,12 @@ class Checkpoint:
                     raise errors.FormatError(f"{self._folder.path}: tensor {hf_name} has the shape {list(weight.shape)}, which is no "
                                              "matrix and no vector\nhint: the checkpoint is damaged; download it again")
                 part: packed.Weight = weight
+                with checked(where):
+                    heads = self.arch.heads(name, self.config)
+                if heads:
+                    part = packed.Heads(weight, *heads)
                 if self.arch.transposed(name) and not isinstance(weight, packed.MXFP4):
-                    part = packed.Transposed(weight)
+                    part = packed.Transposed(part)
                 with checked(where):
                     order = self.arch.row_order(name, part.shape[-1 if by_element(name, part.shape) else -2], self.config)
                 tensor = CheckpointTensor(name, part, order, self.arch.offset(name))

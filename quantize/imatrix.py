@@ -60,7 +60,7 @@ def products(tape: str, output: bool = False) -> dict[int, list[str]]:
     for i, (op, _, *words) in enumerate(tape_steps(tape)):
         if op == "rows" and not output:
             break
-        if op in ("linear", "gated", "moe_gated", "moe_down"):
+        if op in ("linear", "gated", "moe_gated", "moe_down", "headwise"):
             names = dict(word.split("=", 1) for word in words)["w"].split(",")
             found[i] = list(dict.fromkeys(name.partition("[")[0] for name in names))     # slices of one tensor see one input
     return found

@@ -3,7 +3,7 @@ integers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -182,6 +182,39 @@ class MXFP4:
         out[:, 0] = self._scales.rows(begin, end).ravel()
         out[:, 1:] = codes[:, :16] | codes[:, 16:] << 4
         return out.reshape(end - begin, -1)
+
+
+class Heads:
+    """Rows [begin, end) of each of n equal parts of a matrix, as a stack [n, end - begin, in]."""
+
+    def __init__(self, weight: Weight, n: int, begin: int, end: int) -> None:
+        part, over = divmod(weight.shape[0], n) if n > 0 else (0, 1)
+        if len(weight.shape) != 2 or over or not 0 <= begin < end <= part:
+            _fail(weight.parts[0], f"of shape {list(weight.shape)} is not {n} heads of at least {end} rows")
+        self.shape: tuple[int, ...] = (n, end - begin, weight.shape[1])
+        self.type_id, self.cost = weight.type_id, weight.cost * (end - begin) // part
+        self._weight, self._part, self._begin = weight, part, begin
+
+    @property
+    def parts(self) -> list[Stored]:
+        return self._weight.parts
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        return np.concatenate(list(self._pieces(self._weight.read, begin, end)))
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        return np.concatenate(list(self._pieces(self._weight.raw, begin, end)))
+
+    def _pieces(self, read: Callable[[int, int], NDArray[Any]], begin: int, end: int) -> Iterator[NDArray[Any]]:
+        n = self.shape[1]
+        if begin == end:
+            yield read(0, 0)
+        while begin < end:
+            head, row = divmod(begin, n)
+            stop = min(end, (head + 1) * n)
+            at = head * self._part + self._begin + row
+            yield read(at, at + stop - begin)
+            begin = stop
 
 
 class Transposed:

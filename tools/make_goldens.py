@@ -43,6 +43,9 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_fact
             "short_factor": [1.0 + i / 8 for i in range(12)], "long_factor": [1.5 + i * i / 4 for i in range(12)]}
 HALF = rope("default", partial_rotary_factor=0.5)
 MOE = SMALL | {"output_router_logits": False}
+LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 64, "qk_nope_head_dim": 48, "qk_rope_head_dim": 32, "v_head_dim": 48,
+          "rms_norm_eps": 1e-6}
+DEEPSEEK = MOE | LATENT | {"num_experts_per_tok": 3, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
 GRANITE = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625, "logits_scaling": 8.0,
            "tie_word_embeddings": True}
 PLAIN = SMALL | {"layer_norm_eps": 1e-5}
@@ -108,6 +111,19 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "gpt-oss": ("GptOssForCausalLM", MOE | {
         "num_hidden_layers": 4, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
         "intermediate_size": 32} | rope("yarn", factor=8.0, original_max_position_embeddings=32, truncate=False), 40, None),
+    "deepseek2": ("DeepseekV2ForCausalLM", DEEPSEEK | {
+        "n_routed_experts": 8, "n_shared_experts": 2, "q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1}
+        | rope("yarn", factor=8.0, original_max_position_embeddings=32, mscale=0.707, mscale_all_dim=0.707, beta_fast=8.0, beta_slow=2.0),
+        40, None),
+    "deepseek2-groups": ("DeepseekV2ForCausalLM", DEEPSEEK | {
+        "n_routed_experts": 12, "n_shared_experts": 1, "q_lora_rank": 32, "topk_method": "group_limited_greedy", "n_group": 4,
+        "topk_group": 2, "routed_scaling_factor": 4.0}, 40, None),
+    "deepseek3": ("DeepseekV3ForCausalLM", DEEPSEEK | {
+        "n_routed_experts": 12, "n_shared_experts": 1, "q_lora_rank": 32, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5,
+        "num_mtp_layers": 0}
+        | rope("yarn", factor=16.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0), 40, None),
+    "minicpm3": ("MiniCPM3ForCausalLM", SMALL | LATENT | {"rms_norm_eps": 1e-5, "q_lora_rank": 32, "scale_emb": 12, "scale_depth": 1.4,
+                                                        "dim_model_base": 32, "tie_word_embeddings": True}, 40, None),
     "arcee": ("ArceeForCausalLM", SMALL, 40, None),
     "seed-oss": ("SeedOssForCausalLM", SMALL | {"head_dim": 32, "attention_bias": True}, 40, None),
     "ernie4_5": ("Ernie4_5ForCausalLM", SMALL | {"use_bias": True, "tie_word_embeddings": True, "head_dim": 16}, 40, None),

@@ -31,7 +31,7 @@ static int measure(tape *t, const pyllm_engine_params *p, sizes *z, pyllm_error 
         const step *s = &t->steps[i];
         size_t scratch = op_scratch_bytes(t->weights, t->values, s);
         if (scratch > z->scratch) z->scratch = scratch;
-        int64_t rows = s->n_in && t->values[s->in[0]].late ? p->max_logits : p->max_rows, single = op_single_rows(t->values, s);
+        int64_t rows = s->n_in && t->values[s->in[0]].late ? p->max_logits : p->max_rows, single = op_single_rows(t->weights, t->values, s);
         int64_t order = op_order_ints(t->weights, t->values, s, rows);
         if (order > z->order) z->order = order;
         for (int32_t w = 0; w < s->p[0].n && s->n_in && !strncmp(s->op->params, "w:M", 3); w++) {

@@ -13,17 +13,19 @@ int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_
     for (int32_t l = 0; l < t->n_layers; l++) {
         const step *s = &t->steps[t->attn_step[l]];
         int64_t window = s->p[ATTN_WINDOW].i[0];
-        int32_t g = 0, dim = (int32_t)s->p[ATTN_DIM].i[0];
-        if (p->kv_type == KV_Q8_0 && dim % 32)
-            return err_set(err, PYLLM_ERR_UNSUPPORTED, "kv q8_0 needs attention heads of a multiple of 32 values, these have %d\nhint: use kv f16", dim);
+        int32_t g = 0, dim = (int32_t)s->p[ATTN_DIM].i[0], v_dim = (int32_t)attn_v_dim(s);
+        if (p->kv_type == KV_Q8_0 && (dim % 32 || v_dim % 32))
+            return err_set(err, PYLLM_ERR_UNSUPPORTED, "kv q8_0 needs attention heads of a multiple of 32 values, these have %d\nhint: use kv f16",
+                           dim % 32 ? dim : v_dim);
         while (g < *n_groups && groups[g].window != window) g++;
         if (g == *n_groups) {
             groups[g] = (kv_group){.window = window};
             ++*n_groups;
         }
         kv_layer *k = &layers[l];
-        *k = (kv_layer){.group = g, .kv_heads = (int32_t)s->p[ATTN_KV_HEADS].i[0], .dim = dim, .offset = groups[g].page_bytes};
-        k->k_bytes = k->v_bytes = kv_page_bytes(p->kv_type, dim);
+        *k = (kv_layer){.group = g, .kv_heads = (int32_t)s->p[ATTN_KV_HEADS].i[0], .dim = dim, .v_dim = v_dim,
+                        .offset = groups[g].page_bytes, .k_bytes = kv_page_bytes(p->kv_type, dim)};
+        k->v_bytes = attn_v_is_k(s) ? 0 : kv_page_bytes(p->kv_type, v_dim);
         groups[g].page_bytes += (k->k_bytes + k->v_bytes) * (size_t)k->kv_heads;
     }
     for (int32_t g = 0; g < *n_groups; g++) {

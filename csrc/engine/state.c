@@ -15,18 +15,22 @@ typedef struct header {
     int64_t length, bytes;      /* tokens; whole size with header and checksum */
 } header;
 
-/* Zeroes slots [from, PAGE) of a layer's K and V (kernels.h says where they lie): pages are not cleared when they change hands, and what an
+/* Zeroes slots [from, PAGE) of a layer's K or V (kernels.h says where they lie): pages are not cleared when they change hands, and what an
    earlier sequence left there is nobody's business. */
-static void clear_slots(int type, int dim, uint8_t *k, uint8_t *v, int from) {
-    size_t elem = type == KV_F32 ? 4 : type == KV_F16 ? 2 : 1, tail = (size_t)(PAGE - from);
-    if (type != KV_Q8_0) {
-        for (int i = 0; i < dim; i++) memset(k + (size_t)(i * PAGE + from) * elem, 0, tail * elem);
-        memset(v + (size_t)(from * dim) * elem, 0, tail * (size_t)dim * elem);
-        return;
-    }
-    for (int b = 0; b < dim / 32; b++, k += 2 * PAGE + 32 * PAGE) {
+static void clear_k(int type, int dim, uint8_t *k, int from) {
+    size_t elem = type == KV_F32 ? 4 : 2, tail = (size_t)(PAGE - from);
+    for (int i = 0; i < dim && type != KV_Q8_0; i++) memset(k + (size_t)(i * PAGE + from) * elem, 0, tail * elem);
+    for (int b = 0; b < dim / 32 && type == KV_Q8_0; b++, k += 2 * PAGE + 32 * PAGE) {
         memset(k + 2 * from, 0, 2 * tail);
         for (int i = 0; i < 8; i++) memset(k + 2 * PAGE + (i * PAGE + from) * 4, 0, 4 * tail);
+    }
+}
+
+static void clear_v(int type, int dim, uint8_t *v, int from) {
+    size_t elem = type == KV_F32 ? 4 : 2, tail = (size_t)(PAGE - from);
+    if (type != KV_Q8_0) {
+        memset(v + (size_t)(from * dim) * elem, 0, tail * (size_t)dim * elem);
+        return;
     }
     memset(v + (size_t)(from * dim / 32) * 2, 0, tail * (size_t)(dim / 32) * 2);
     memset(v + (size_t)(PAGE * dim / 32) * 2 + (size_t)(from * dim), 0, tail * (size_t)dim);
@@ -37,7 +41,8 @@ static void clear_page(const pyllm_engine *e, int32_t group, uint8_t *page, int 
         const kv_layer *k = &e->layers[l];
         for (int h = 0; h < k->kv_heads && k->group == group; h++) {
             uint8_t *at = page + k->offset + (size_t)h * (k->k_bytes + k->v_bytes);
-            clear_slots(e->params.kv_type, k->dim, at, at + k->k_bytes, from);
+            clear_k(e->params.kv_type, k->dim, at, from);
+            if (k->v_bytes) clear_v(e->params.kv_type, k->v_dim, at + k->k_bytes, from);
         }
     }
 }

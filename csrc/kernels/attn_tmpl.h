@@ -131,7 +131,7 @@ INLINE void scores_float(int type, const attn_args *a, const work *w, int n, int
 INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, int pages, int first, float *out) {
     const uint8_t *const *page = a->k_pages + first, *const *next = a->v_pages + first;
     int blocks = a->dim / 32;
-    size_t step = fetch_step(kv_page_bytes(KV_Q8_0, a->dim), (size_t)blocks);
+    size_t step = fetch_step(kv_page_bytes(KV_Q8_0, a->v_dim), (size_t)blocks);
     for (int p = 0; p < pages; p++) {
         fx acc[QT];
         for (int i = 0; i < n; i++) acc[i] = fx_set1(0);
@@ -185,21 +185,21 @@ INLINE void softmax(const attn_args *a, int lo, int hi, float *s, float *m, floa
 INLINE int spans_of(int n) { return n * NV * 2 > TILE_REGS ? 1 : n * NV * 4 > TILE_REGS ? 2 : 4; }
 
 INLINE fx load_value(int type, const attn_args *a, const uint8_t *page, int slot, int d) {
-    int at = slot * a->dim + d;
+    int at = slot * a->v_dim + d;
     if (type == KV_F32) return fx_load((const float *)page + at);
     if (type == KV_F16) return fx_f16((const uint16_t *)page + at);
-    return fx_i8(page + PAGE * 2 * (a->dim / 32) + at);
+    return fx_i8(page + PAGE * 2 * (a->v_dim / 32) + at);
 }
 
-/* o[n][spans*16], dim floats apart, goes on over positions [from, to), ascending: one load of V serves all queries. p: probabilities,
+/* o[n][spans*16], v_dim floats apart, goes on over positions [from, to), ascending: one load of V serves all queries. p: probabilities,
    CHUNK floats apart. */
 INLINE void accumulate(int type, const attn_args *a, const float *p, int n, int spans, int d, int from, int to, float *o) {
-    size_t step = fetch_step(kv_page_bytes(type, a->dim), (size_t)(PAGE * a->dim / (16 * spans)));
+    size_t step = fetch_step(kv_page_bytes(type, a->dim), (size_t)(PAGE * a->v_dim / (16 * spans)));
     int first = d / (16 * spans) * PAGE;        /* part of the page that goes with this pass over the positions */
     fx acc[QT][4];
     if (from >= to) return;
     for (int i = 0; i < n; i++)
-        for (int e = 0; e < spans; e++) acc[i][e] = fx_load(o + i * a->dim + 16 * e);
+        for (int e = 0; e < spans; e++) acc[i][e] = fx_load(o + i * a->v_dim + 16 * e);
     for (int t = from; t < to;) {
         int end = (t / PAGE + 1) * PAGE < to ? (t / PAGE + 1) * PAGE : to;
         const uint8_t *page = a->v_pages[t / PAGE], *next = a->next_pages[t / PAGE];
@@ -213,7 +213,7 @@ INLINE void accumulate(int type, const attn_args *a, const float *p, int n, int 
         }
     }
     for (int i = 0; i < n; i++)
-        for (int e = 0; e < spans; e++) fx_store(o + i * a->dim + 16 * e, acc[i][e]);
+        for (int e = 0; e < spans; e++) fx_store(o + i * a->v_dim + 16 * e, acc[i][e]);
 }
 
 /* What the queries of a tile see: each [lo, hi), all of them [from, to), nothing in common if from >= to. */
@@ -221,20 +221,20 @@ typedef struct view { int lo[QT], hi[QT], from, to; } view;
 
 /* Values [d, d + 16*spans) of the tile's outputs. */
 INLINE void values_span(int type, const attn_args *a, const view *v, const float *p, int s0, int n, int spans, int d) {
-    float *o = a->o + (int64_t)s0 * a->dim + d;
+    float *o = a->o + (int64_t)s0 * a->v_dim + d;
     int common = v->from < v->to;
     for (int i = 0; i < n; i++) {
-        memset(o + i * a->dim, 0, (size_t)spans * 64);
-        accumulate(type, a, p + i * CHUNK, 1, spans, d, v->lo[i], common ? v->from : v->hi[i], o + i * a->dim);
+        memset(o + i * a->v_dim, 0, (size_t)spans * 64);
+        accumulate(type, a, p + i * CHUNK, 1, spans, d, v->lo[i], common ? v->from : v->hi[i], o + i * a->v_dim);
     }
     if (!common) return;
     accumulate(type, a, p, n, spans, d, v->from, v->to, o);
-    for (int i = 0; i < n; i++) accumulate(type, a, p + i * CHUNK, 1, spans, d, v->to, v->hi[i], o + i * a->dim);
+    for (int i = 0; i < n; i++) accumulate(type, a, p + i * CHUNK, 1, spans, d, v->to, v->hi[i], o + i * a->v_dim);
 }
 
 /* Probabilities times the scales of V's block of 32 dims at 32*block, pages [first, end). */
 INLINE void scale_probabilities(const attn_args *a, const work *w, int s0, int n, int block, int first, int end) {
-    int blocks = a->dim / 32;
+    int blocks = a->v_dim / 32;
     for (int page = first; page < end; page++) {
         if (!a->v_pages[page]) continue;
         uint16_t half[PAGE];
@@ -256,11 +256,11 @@ INLINE void values(int type, const attn_args *a, const work *w, int s0, int n, i
     const float *p = type == KV_Q8_0 ? w->pd : w->s + (int64_t)s0 * CHUNK;
     int spans = spans_of(n), d = 0;
     if (type == KV_Q8_0 && spans > 2) spans = 2;        /* a block of 32 shares its scales */
-    for (; d + 16 * spans <= a->dim; d += 16 * spans) {
+    for (; d + 16 * spans <= a->v_dim; d += 16 * spans) {
         if (type == KV_Q8_0 && d % 32 == 0) scale_probabilities(a, w, s0, n, d / 32, first, end);
         values_span(type, a, &v, p, s0, n, spans, d);
     }
-    for (; d < a->dim; d += 16) values_span(type, a, &v, p, s0, n, 1, d);
+    for (; d < a->v_dim; d += 16) values_span(type, a, &v, p, s0, n, 1, d);
 }
 
 /* ---- a chunk ------------------------------------------------------------------------------------------------------------------------ */

@@ -83,11 +83,12 @@ typedef void kv_store_fn(const float *x, int dim, uint8_t *page, int slot);
 
 /* One chunk for `rows` query rows of the `group` heads that share a kv head. Query (i, h) is q + i*ldq + h*dim, i < rows, h < group.
    pages[p] covers positions 16p..16p+15 of the chunk; row i sees positions [lo[i], hi[i]) of the chunk, 0 <= lo < hi <= 256. Pages that
-   no row sees may be NULL. next_pages: keys that will be wanted next, to be fetched meanwhile and never read; any may be NULL. Result of (i, h) at index s = i*group + h: m[s], l[s], o[s*dim .. +dim] (unnormalised). rows*group <= 64. */
+   no row sees may be NULL. next_pages: keys that will be wanted next, to be fetched meanwhile and never read; any may be NULL. Result of (i, h) at index s = i*group + h:
+   m[s], l[s], o[s*v_dim .. +v_dim] (unnormalised). rows*group <= 64. dim: of queries and keys; v_dim: of values, a multiple of 16 (q8_0: of 32). */
 typedef struct attn_args {
     const float *q;
     int64_t ldq;
-    int rows, group, dim;
+    int rows, group, dim, v_dim;
     float scale, softcap;       /* softcap 0 = off */
     const uint8_t *const *k_pages, *const *v_pages, *const *next_pages;     /* [16] each */
     const int16_t *lo, *hi;
@@ -97,6 +98,8 @@ typedef struct attn_args {
 enum { ATTN_MAX = 64 };         /* rows*group of one call */
 static inline size_t attn_scratch_bytes(int dim) { return (size_t)ATTN_MAX * (CHUNK * 4 + (size_t)dim * 4 + 256) + 4096; }
 typedef void attn_chunk_fn(const attn_args *a);
+/* The page of values that are the first v_dim of each key, out of the page of keys: the same bytes in the other order (no slot: nothing is computed). */
+void kv_values_of_keys(int type, int v_dim, const uint8_t *k_page, uint8_t *v_page);
 /* state (m0, l0, o0) becomes the merge of itself with the later chunk (m1, l1, o1). */
 typedef void attn_merge_fn(float *m0, float *l0, float *o0, float m1, float l1, const float *o1, int dim);
 /* y = o * (1/l). */

@@ -1,12 +1,12 @@
 /* Mixtures of experts: route chooses experts for every row; moe_gated and moe_down multiply each row by the matrices of its experts, which lie
- * in stacks (expert e has rows [e*n, (e+1)*n)).
+ * in stacks (expert e has rows [e*n, (e+1)*n)). headwise multiplies each head of every row by the head's own matrix.
  *
  * Pairs (row, choice) are sorted by expert, so that an expert's weights are read once a step, for all rows that chose it. Inputs are quantized row by
  * row, once; a work item gathers the rows of an expert into panels of PANEL. A work item of moe_gated is a block of one expert's output groups; one
- * of moe_down a block of columns, for which it adds all experts in ascending order. */
+ * of moe_down a block of columns, for which it adds all experts in ascending order; one of headwise a block of one head's output groups. */
 #include "product.h"
 
-enum { ROUTE_K, ROUTE_GATE, ROUTE_RENORM, ROUTE_SCALE, ROUTE_BIAS };
+enum { ROUTE_K, ROUTE_GATE, ROUTE_RENORM, ROUTE_SCALE, ROUTE_BIAS, ROUTE_GROUPS };
 enum { MOE_W, MOE_BIAS, MOE_ACT, MOE_ADD = MOE_ACT };
 enum { GATE_SOFTMAX, GATE_SIGMOID, GATE_CHOSEN, GATES };      /* softmax of all, sigmoid of each, softmax of those that are chosen */
 enum { LIMIT_EXPERTS = 4096, LIMIT_CHOICES = 64 };
@@ -21,11 +21,45 @@ int check_route(const op_check *c, step *s) {
     if (experts > LIMIT_EXPERTS || k < 1 || k > experts || k > LIMIT_CHOICES) return op_fail(c, s, "%lld of %lld experts", (long long)k, (long long)experts);
     if (s->p[ROUTE_GATE].i[0] >= GATES || s->p[ROUTE_RENORM].i[0] > 1) return op_fail(c, s, "gate and renorm are out of range");
     if (s->p[ROUTE_BIAS].n != 1 || (bias >= 0 && c->weights[bias].n != experts)) return op_fail(c, s, "the bias does not have the experts' number");
+    const param *g = &s->p[ROUTE_GROUPS];
+    if (g->n) {
+        int64_t size = g->n == 3 && g->i[0] > 0 ? experts / g->i[0] : 0;
+        if (!size || experts % g->i[0] || g->i[1] < 1 || g->i[1] > g->i[0] || g->i[1] * size < k || g->i[2] < 1 || g->i[2] > size)
+            return op_fail(c, s, "groups are not a division of %lld experts from which %lld can be chosen", (long long)experts, (long long)k);
+    }
     c->values[s->out[0]].width = 2 * k;
     return 0;
 }
 
 typedef struct route_job { const op_ctx *c; const step *s; } route_job;
+
+/* Marks the k largest of n values that are not marked (ties: the lower number). */
+static void mark_largest(const float *x, int64_t n, int64_t k, uint8_t *marked) {
+    for (int64_t i = 0; i < k; i++) {
+        int64_t best = 0;
+        while (marked[best]) best++;
+        for (int64_t e = best + 1; e < n; e++)
+            if (!marked[e] && x[e] > x[best]) best = e;
+        marked[best] = 1;
+    }
+}
+
+/* Only experts of the best groups may be chosen: the others are marked. g: groups, how many may be chosen from, how many of a group's largest
+   ranks make its own, as their sum. */
+static void mark_other_groups(const param *g, const float *rank, int64_t n, uint8_t *chosen) {
+    float value[LIMIT_EXPERTS];
+    uint8_t best[LIMIT_EXPERTS] = {0};
+    int64_t size = n / g->i[0];
+    for (int64_t at = 0; at < n; at += size) {
+        uint8_t counted[LIMIT_EXPERTS] = {0};
+        value[at / size] = 0;
+        mark_largest(rank + at, size, g->i[2], counted);
+        for (int64_t e = 0; e < size; e++)
+            if (counted[e]) value[at / size] += rank[at + e];
+    }
+    mark_largest(value, g->i[0], g->i[1], best);
+    for (int64_t e = 0; e < n; e++) chosen[e] = !best[e / size];
+}
 
 /* out: the numbers of the k experts with the largest scores (ties: the lower number), ascending, then their weights. */
 static void route_row(void *ctx, int64_t r, int worker) {
@@ -42,17 +76,13 @@ static void route_row(void *ctx, int64_t r, int worker) {
     else if (gate == GATE_SIGMOID) c->k->act(ACT_SIGMOID, x, score, n);
     else memcpy(score, x, (size_t)n * 4);
     for (int64_t e = 0; e < n; e++) rank[e] = bias < 0 ? score[e] : score[e] + c->weights[bias].vec[e];
-    uint8_t chosen[LIMIT_EXPERTS] = {0};
-    for (int i = 0; i < k; i++) {
-        int64_t best = 0;
-        while (chosen[best]) best++;
-        for (int64_t e = best + 1; e < n; e++)
-            if (!chosen[e] && rank[e] > rank[best]) best = e;
-        chosen[best] = 1;
-    }
+    uint8_t barred[LIMIT_EXPERTS] = {0}, chosen[LIMIT_EXPERTS];
+    if (s->p[ROUTE_GROUPS].n) mark_other_groups(&s->p[ROUTE_GROUPS], rank, n, barred);
+    memcpy(chosen, barred, sizeof chosen);
+    mark_largest(rank, n, k, chosen);
     int at = 0;
     for (int64_t e = 0; e < n; e++)
-        if (chosen[e]) {
+        if (chosen[e] > barred[e]) {
             out[at] = (float)e;
             weights[at++] = score[e];
         }
@@ -189,6 +219,16 @@ size_t moe_scratch_bytes(const weight *w) {
     return 2 * sizeof(float) * TILE * GROUP + WIDE_ROWS * units + PANEL * row;
 }
 
+void headwise_add_squares(const op_ctx *c, const step *s, double *sums) {
+    const weight *w = &c->weights[s->p[MOE_W].id[0]];
+    const float *x = value_ptr(c, s->in[0]);
+    for (int64_t p = 0; p < value_rows(c, s->in[0]) * w->stack; p++, x += w->k) {
+        double *mine = sums + p % w->stack * (w->k + 1);
+        for (int64_t i = 0; i < w->k; i++) mine[i] += (double)x[i] * x[i];
+        mine[w->k]++;
+    }
+}
+
 void moe_add_squares(const op_ctx *c, const step *s, double *sums) {
     moe_job j = begin(c, s, c->values[s->in[0]].width != c->weights[s->p[MOE_W].id[0]].k);
     int64_t width = j.w[0]->k;
@@ -285,4 +325,44 @@ int run_moe_down(const op_ctx *c, const step *s) {
     plan(&j, j.n_active, 1);
     TRY(quantize_rows(c, &s->p[MOE_W], j.x, j.rows * j.k, j.w[0]->k, 1));
     return pool_run(c->pool, down_item, &j, j.blocks, 1, c->cancel);
+}
+
+/* ---- headwise ------------------------------------------------------------------------------------------------------------ */
+
+int check_headwise(const op_check *c, step *s) {
+    const param *w = &s->p[MOE_W];
+    if (w->n != 1 || w->id[0] < 0) return op_fail(c, s, "one stack of matrices is needed");
+    const weight *m = &c->weights[w->id[0]];
+    TRY(check_matrices(c, s, w, c->values[s->in[0]].width / m->stack, 1));
+    if (c->values[s->in[0]].width != m->k * m->stack) return op_fail(c, s, "the input is not %lld heads of %lld", (long long)m->stack, (long long)m->k);
+    if (m->n / m->stack % GROUP)
+        return err_set(c->err, PYLLM_ERR_UNSUPPORTED, "tensor %s: heads of %lld rows cannot run, only of multiples of %d", m->name,
+                       (long long)(m->n / m->stack), GROUP);
+    c->values[s->out[0]].width = m->n;
+    return 0;
+}
+
+static void headwise_item(void *ctx, int64_t item, int worker) {
+    const moe_job *j = ctx;
+    int64_t heads = j->n_active, e = item / j->blocks, at = item % j->blocks * j->block * GROUP;
+    int64_t n = j->n - at < j->block * GROUP ? j->n - at : j->block * GROUP;
+    float *tile;
+    uint8_t *own = scratch_of(j, worker, &tile);
+    for (int64_t r = 0; r < j->rows; r += j->panel) {
+        int32_t pairs[WIDE_ROWS];
+        int m = (int)(j->rows - r < j->panel ? j->rows - r : j->panel);
+        for (int i = 0; i < m; i++) pairs[i] = (int32_t)((r + i) * heads + e);
+        multiply(j->c, j->w[0], kernel_panel(j, m), gather(j, j->w[0], pairs, m, own), m, e * j->n + at, n / GROUP,
+                 j->y + pairs[0] * j->n + at, heads * j->n);
+    }
+}
+
+int run_headwise(const op_ctx *c, const step *s) {
+    const weight *w = &c->weights[s->p[MOE_W].id[0]];
+    moe_job j = {.c = c, .w = {w}, .x = value_ptr(c, s->in[0]), .y = value_ptr(c, s->out[0]), .per_pair = 1, .rows = value_rows(c, s->in[0]),
+                 .n = w->n / w->stack, .n_active = w->stack};
+    j.panel = j.rows > PANEL && c->k->matmul_wide[w->type] ? WIDE_ROWS : PANEL;
+    plan(&j, 1, 1);
+    TRY(quantize_rows(c, &s->p[MOE_W], j.x, j.rows * w->stack, w->k, 1));
+    return pool_run(c->pool, headwise_item, &j, j.n_active * j.blocks, 1, c->cancel);
 }

@@ -37,7 +37,8 @@ size_t attn_worker_bytes(const step *s);
 size_t moe_scratch_bytes(const weight *w);
 
 size_t op_scratch_bytes(const weight *weights, const value *values, const step *s) {
-    if (s->op->run == run_moe_gated || s->op->run == run_moe_down) return moe_scratch_bytes(&weights[s->p[0].id[0]]);
+    if (s->op->run == run_moe_gated || s->op->run == run_moe_down || s->op->run == run_headwise)
+        return moe_scratch_bytes(&weights[s->p[0].id[0]]);
     if (s->op->run == run_route) return 2 * sizeof(float) * (size_t)values[s->in[0]].width;
     if (s->op->run == run_gated) return gated_scratch_bytes();
     if (s->op->run == run_attn) return attn_worker_bytes(s);
@@ -48,21 +49,23 @@ size_t op_scratch_bytes(const weight *weights, const value *values, const step *
     return 0;
 }
 
-int64_t op_single_rows(const value *values, const step *s) {
+int64_t op_single_rows(const weight *weights, const value *values, const step *s) {
+    if (s->op->run == run_headwise) return weights[s->p[0].id[0]].stack;
     return s->op->run == run_moe_gated ? 1 : s->op->run == run_moe_down ? values[s->in[1]].width / 2 : 0;
 }
 
 int64_t op_order_ints(const weight *weights, const value *values, const step *s, int64_t rows) {
-    return op_single_rows(values, s) ? rows * (values[s->in[1]].width / 2) + 2 * weights[s->p[0].id[0]].stack + 1 : 0;
+    return s->op->run == run_moe_gated || s->op->run == run_moe_down ? rows * (values[s->in[1]].width / 2) + 2 * weights[s->p[0].id[0]].stack + 1 : 0;
 }
 
 void moe_add_squares(const op_ctx *c, const step *s, double *sums);
+void headwise_add_squares(const op_ctx *c, const step *s, double *sums);
 
 void op_add_squares(const op_ctx *c, const step *s, double *sums) {
     const float *x = value_ptr(c, s->in[0]);
     int64_t width = c->values[s->in[0]].width;
-    if (op_single_rows(c->values, s)) {
-        moe_add_squares(c, s, sums);
+    if (op_single_rows(c->weights, c->values, s)) {
+        (s->op->run == run_headwise ? headwise_add_squares : moe_add_squares)(c, s, sums);
         return;
     }
     for (int32_t r = 0; r < value_rows(c, s->in[0]); r++, x += width)

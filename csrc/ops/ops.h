@@ -9,7 +9,7 @@
 #include "../formats/gguf.h"
 #include "../kernels/kernels.h"
 
-enum { OP_MAX = 3, PARAM_MAX = 9 };
+enum { OP_MAX = 3, PARAM_MAX = 10 };
 
 /* A matrix (packed, n rows of k) or a vector (f32, n elements) that the tape names, possibly a slice of a tensor. */
 typedef struct weight {
@@ -57,10 +57,11 @@ typedef struct step {
     param p[PARAM_MAX];
 } step;
 
-/* The KV cache as attn sees it. A layer's page: kv_heads times K then V (kernels.h), at `offset` of its group's page. */
+/* The KV cache as attn sees it. A layer's page: kv_heads times K then V (kernels.h), at `offset` of its group's page. v_bytes 0: the values are
+   the first v_dim of each key and are not stored. */
 typedef struct kv_layer {
     int32_t group;              /* layer group: layers with the same window */
-    int32_t kv_heads, dim;
+    int32_t kv_heads, dim, v_dim;
     size_t offset, k_bytes, v_bytes;
 } kv_layer;
 
@@ -92,7 +93,7 @@ typedef struct batch {
 
 /* Parameters in the order of their rows in ops.def, where others than the op look at them. The KV cache is laid out by attention's. */
 enum { LINEAR_W, LINEAR_BIAS, LINEAR_ACT, LINEAR_ADD };
-enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP, ATTN_SINKS, ATTN_CAUSAL };
+enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP, ATTN_SINKS, ATTN_CAUSAL, ATTN_VALUES };
 
 /* All a runner needs for one step of one batch. */
 typedef struct op_ctx {
@@ -138,8 +139,11 @@ const op_def *op_find(const char *name, size_t len);
 /* Scratch that one worker may need for a step, and the floats of split attention states. */
 size_t op_scratch_bytes(const weight *weights, const value *values, const step *s);
 /* Rows that a step's products quantize for each row of the batch, one in a panel (0: panels of PANEL rows, or nothing); entries of op_ctx.order. */
-int64_t op_single_rows(const value *values, const step *s);
+int64_t op_single_rows(const weight *weights, const value *values, const step *s);
 int64_t op_order_ints(const weight *weights, const value *values, const step *s, int64_t rows);
+/* Width of the values of a kv head, and whether they are the keys' own first ones. */
+int64_t attn_v_dim(const step *s);
+int attn_v_is_k(const step *s);
 int64_t attn_states_floats(const step *s, int64_t n_positions, int32_t max_rows);
 
 /* Adds the squares of a step's input [rows, width] to sums [width]; where each row goes to some matrices of a stack, to sums

@@ -1,4 +1,4 @@
-/* Row-wise ops: embed, positions, angles, temperature, norm, layernorm, rope, rows, pool, softcap, scale, glu, add. One work item is one row. */
+/* Row-wise ops: embed, positions, angles, temperature, norm, layernorm, rope, rows, pool, softcap, scale, glu, add, take, join. One work item is one row. */
 #include "ops.h"
 
 #include "../base/math.h"
@@ -236,6 +236,55 @@ static void layernorm_row(void *ctx, int64_t r, int worker) {
 }
 
 int run_layernorm(const op_ctx *c, const step *s) { return run_rows_of(c, s, layernorm_row, value_rows(c, s->in[0])); }
+
+/* ---- take and join ------------------------------------------------------------------------------------------------------ */
+enum { TAKE_HEADS, TAKE_FROM, TAKE_TO };
+
+int check_take(const op_check *c, step *s) {
+    int64_t heads = s->p[TAKE_HEADS].i[0], from = s->p[TAKE_FROM].i[0], to = s->p[TAKE_TO].i[0], width = c->values[s->in[0]].width;
+    if (heads < 1 || width % heads || from >= to || to > width / heads)
+        return op_fail(c, s, "%lld heads of a width of %lld have no values %lld to %lld", (long long)heads, (long long)width, (long long)from, (long long)to);
+    c->values[s->out[0]].width = heads * (to - from);
+    return 0;
+}
+
+static void take_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    const step *s = j->s;
+    int64_t heads = s->p[TAKE_HEADS].i[0], from = s->p[TAKE_FROM].i[0], n = s->p[TAKE_TO].i[0] - from, width = j->c->values[s->in[0]].width / heads;
+    const float *x = value_ptr(j->c, s->in[0]) + r * heads * width + from;
+    float *y = value_ptr(j->c, s->out[0]) + r * heads * n;
+    for (int64_t h = 0; h < heads; h++) memcpy(y + h * n, x + h * width, (size_t)n * 4);
+}
+
+int run_take(const op_ctx *c, const step *s) { return run_rows_of(c, s, take_row, value_rows(c, s->in[0])); }
+
+int check_join(const op_check *c, step *s) {
+    const value *x = &c->values[s->in[0]], *z = &c->values[s->in[1]];
+    const param *heads = &s->p[0];
+    for (int i = 0; i < 2; i++)
+        if (heads->n != 2 || heads->i[i] < 1 || c->values[s->in[i]].width % heads->i[i]) return op_fail(c, s, "input %d is not that many heads", i);
+    if (z->late != x->late || (heads->i[1] != heads->i[0] && heads->i[1] != 1)) return op_fail(c, s, "%s and %s do not belong together", x->name, z->name);
+    c->values[s->out[0]].width = x->width + z->width / heads->i[1] * heads->i[0];
+    return 0;
+}
+
+/* Head after head: x's, then z's; z of one head goes to each of x. */
+static void join_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    const step *s = j->s;
+    int64_t heads = s->p[0].i[0], own = s->p[0].i[1], n = j->c->values[s->in[0]].width / heads, m = j->c->values[s->in[1]].width / own;
+    const float *x = value_ptr(j->c, s->in[0]) + r * heads * n, *z = value_ptr(j->c, s->in[1]) + r * own * m;
+    float *y = value_ptr(j->c, s->out[0]) + r * heads * (n + m);
+    for (int64_t h = 0; h < heads; h++) {
+        memcpy(y + h * (n + m), x + h * n, (size_t)n * 4);
+        memcpy(y + h * (n + m) + n, z + (own == 1 ? 0 : h * m), (size_t)m * 4);
+    }
+}
+
+int run_join(const op_ctx *c, const step *s) { return run_rows_of(c, s, join_row, value_rows(c, s->in[0])); }
 
 /* ---- rows and element-wise ops ------------------------------------------------------------------------------------------- */
 int check_rows(const op_check *c, step *s) {

@@ -43,7 +43,28 @@ static void store_case(int type, int is_v, int dim, int slot, int fill) {
     }
 }
 
+/* Values taken out of keys are those that would have been stored: every byte of a page that all slots of were written to. */
+static void values_case(int type, int dim, int v_dim) {
+    float x[256];
+    size_t k_bytes = kv_page_bytes(type, dim), v_bytes = kv_page_bytes(type, v_dim);
+    uint8_t *k = scratch(1, k_bytes), *want = scratch(2, v_bytes);
+    for (int t = 0; t < PAGE; t++) {
+        fill_floats(x, dim, FILL_NORMAL);
+        levels[0]->kv_store_k[type](x, dim, k, t);
+        levels[0]->kv_store_v[type](x, v_dim, want, t);
+    }
+    for (case_begin(slot_of("kv_store_v", type), "out of keys, dim=%d values=%d", dim, v_dim); run_ref();) {
+        uint8_t *v = guard_out(v_bytes);
+        kv_values_of_keys(type, v_dim, guard_in(k, k_bytes), v);
+        check(!memcmp(v, want, v_bytes), "%s", "the pages differ");
+    }
+}
+
 void test_kv_store(void) {
+    for (int type = 0; type < KV_TYPES; type++)
+        for (int i = 0; i < DIMS; i++)
+            for (int j = 0; j <= i && fits(type, dims[i]); j++)
+                if (fits(type, dims[j])) values_case(type, dims[i], dims[j]);
     for (int type = 0; type < KV_TYPES; type++)
         for (int i = 0; i < DIMS; i++)
             for (int slot = 0; slot < PAGE && fits(type, dims[i]); slot++)
@@ -93,23 +114,25 @@ static void make_page(chunk *c, int p, int fill, float size) {
         for (int t = 0; t < PAGE; t++) any |= seen[t] |= p * PAGE + t >= c->lo[i] && p * PAGE + t < c->hi[i];
     c->k[p] = c->v[p] = NULL;
     if (!any) return;
-    size_t bytes = kv_page_bytes(c->type, c->a.dim);
+    size_t k_bytes = kv_page_bytes(c->type, c->a.dim), bytes = k_bytes + kv_page_bytes(c->type, c->a.v_dim);
     float x[256];
-    c->k[p] = (uint8_t *)scratch(2, 2 * PAGES * bytes) + (size_t)(2 * p) * bytes;
-    c->v[p] = c->k[p] + bytes;
-    for (size_t i = 0; i < 2 * bytes; i++) c->k[p][i] = rnd_below(4) ? 0xff : (uint8_t)rnd();
+    c->k[p] = (uint8_t *)scratch(2, PAGES * bytes) + (size_t)p * bytes;
+    c->v[p] = c->k[p] + k_bytes;
+    for (size_t i = 0; i < bytes; i++) c->k[p][i] = rnd_below(4) ? 0xff : (uint8_t)rnd();
     for (int t = 0; t < PAGE; t++)
         for (int v = 0; v < 2 && seen[t]; v++) {
-            fill_floats(x, c->a.dim, fill);
-            for (int i = 0; i < c->a.dim; i++) x[i] *= v ? 1 : size;
-            (v ? levels[0]->kv_store_v : levels[0]->kv_store_k)[c->type](x, c->a.dim, v ? c->v[p] : c->k[p], t);
+            int n = v ? c->a.v_dim : c->a.dim;
+            fill_floats(x, n, fill);
+            for (int i = 0; i < n; i++) x[i] *= v ? 1 : size;
+            (v ? levels[0]->kv_store_v : levels[0]->kv_store_k)[c->type](x, n, v ? c->v[p] : c->k[p], t);
         }
 }
 
 /* spread: standard deviation of the scores of normal inputs. */
 static chunk chunk_new(int type, int dim, int view, int q_fill, int kv_fill, float spread, float softcap) {
-    int group = 1 + rnd_below(8), most = ATTN_MAX / group < 16 ? ATTN_MAX / group : 16, few = rnd_below(3);
-    chunk c = {.type = type, .a = {.dim = dim, .group = group, .rows = few ? 1 + rnd_below(most < 3 ? most : 3) : 1 + rnd_below(most)}};
+    int group = 1 + rnd_below(8), most = ATTN_MAX / group < 16 ? ATTN_MAX / group : 16, few = rnd_below(3), v_dim = rnd_below(2) ? dim : dims[rnd_below(DIMS)];
+    if (!fits(type, v_dim)) v_dim = dim;
+    chunk c = {.type = type, .a = {.dim = dim, .v_dim = v_dim, .group = group, .rows = few ? 1 + rnd_below(most < 3 ? most : 3) : 1 + rnd_below(most)}};
     c.a.ldq = group * dim + rnd_below(40);
     c.a.scale = 1 / sqrtf((float)dim);
     c.a.softcap = softcap;
@@ -119,7 +142,7 @@ static chunk chunk_new(int type, int dim, int view, int q_fill, int kv_fill, flo
     for (size_t i = 0; i < c.q_bytes / sizeof *q; i++) q[i] *= sqrtf(spread);
     c.a.q = q;
     make_view(&c, view);
-    scratch(2, 2 * PAGES * kv_page_bytes(type, dim));           /* whole before pages point into it */
+    scratch(2, PAGES * (kv_page_bytes(type, dim) + kv_page_bytes(type, v_dim)));        /* whole before pages point into it */
     for (int p = 0; p < PAGES; p++) make_page(&c, p, kv_fill, sqrtf(spread));
     return c;
 }
@@ -129,10 +152,9 @@ static attn_args run_chunk(const chunk *c) {
     attn_args a = c->a;
     const uint8_t *k[PAGES], *v[PAGES], *next[PAGES];
     int states = a.rows * a.group;
-    size_t bytes = kv_page_bytes(c->type, a.dim);
     for (int p = 0; p < PAGES; p++) {
-        k[p] = c->k[p] ? guard_in(c->k[p], bytes) : NULL;
-        v[p] = c->v[p] ? guard_in(c->v[p], bytes) : NULL;
+        k[p] = c->k[p] ? guard_in(c->k[p], kv_page_bytes(c->type, a.dim)) : NULL;
+        v[p] = c->v[p] ? guard_in(c->v[p], kv_page_bytes(c->type, a.v_dim)) : NULL;
         next[p] = p % 3 ? v[p] : NULL;
     }
     a.q = guard_in(a.q, c->q_bytes);
@@ -143,7 +165,7 @@ static attn_args run_chunk(const chunk *c) {
     a.hi = guard_in(c->hi, (size_t)a.rows * sizeof *a.hi);
     a.m = guard_out((size_t)states * sizeof *a.m);
     a.l = guard_out((size_t)states * sizeof *a.l);
-    a.o = guard_out((size_t)(states * a.dim) * sizeof *a.o);
+    a.o = guard_out((size_t)(states * a.v_dim) * sizeof *a.o);
     a.scratch = guard_out(attn_scratch_bytes(a.dim));
     run.k->attn_chunk[c->type](&a);
     return a;
@@ -152,12 +174,12 @@ static attn_args run_chunk(const chunk *c) {
 static void chunk_case(int type, int dim, int view, int q_fill, int kv_fill, float spread, float softcap) {
     chunk c = chunk_new(type, dim, view, q_fill, kv_fill, spread, softcap);
     int states = c.a.rows * c.a.group;
-    for (case_begin(slot_of("attn_chunk", type), "dim=%d rows=%d group=%d view=%s [%d,%d).., q %s, kv %s, spread %g, softcap %g", dim, c.a.rows, c.a.group,
+    for (case_begin(slot_of("attn_chunk", type), "dim=%d values=%d rows=%d group=%d view=%s [%d,%d).., q %s, kv %s, spread %g, softcap %g", dim, c.a.v_dim, c.a.rows, c.a.group,
                     view_names[view], c.lo[0], c.hi[0], fill_names[q_fill], fill_names[kv_fill], (double)spread, (double)softcap); run_next();) {
         attn_args a = run_chunk(&c);
         check_floats("m", a.m, states);
         check_floats("l", a.l, states);
-        check_floats("o", a.o, states * dim);
+        check_floats("o", a.o, states * a.v_dim);
     }
 }
 
@@ -262,17 +284,17 @@ static void exact_query(const chunk *c, int row, int head, double *mean, double 
         worst = fmax(worst, off + 10 * U * a->softcap);
         top = fmax(top, s[t]);
     }
-    for (int i = 0; i < a->dim; i++) mean[i] = magnitude[i] = 0;
+    for (int i = 0; i < a->v_dim; i++) mean[i] = magnitude[i] = 0;
     for (int t = c->lo[row]; t < c->hi[row]; t++) {
         double p = exp(s[t] - top);
         total += p;
-        for (int i = 0; i < a->dim; i++) {
-            double v = page_value(c->type, 1, a->dim, c->v[t / PAGE], t % PAGE, i);
+        for (int i = 0; i < a->v_dim; i++) {
+            double v = page_value(c->type, 1, a->v_dim, c->v[t / PAGE], t % PAGE, i);
             mean[i] += p * v;
             magnitude[i] += p * fabs(v);
         }
     }
-    for (int i = 0; i < a->dim; i++) mean[i] /= total, magnitude[i] /= total;
+    for (int i = 0; i < a->v_dim; i++) mean[i] /= total, magnitude[i] /= total;
     *error = expm1(2 * (2 * worst + 87 * U + 2 * U) + (2 * 257 + 3) * U);        /* of numerator and denominator together */
 }
 
@@ -280,13 +302,13 @@ static void chunk_exact(int type, int dim, int view, float spread, float softcap
     chunk c = chunk_new(type, dim, view, FILL_NORMAL, FILL_NORMAL, spread, softcap);
     double mean[256], magnitude[256], error;
     float y[256];
-    for (case_begin(slot_of("attn_chunk", type), "in double, dim=%d rows=%d group=%d view=%s spread=%g softcap=%g", dim, c.a.rows, c.a.group, view_names[view],
+    for (case_begin(slot_of("attn_chunk", type), "in double, dim=%d values=%d rows=%d group=%d view=%s spread=%g softcap=%g", dim, c.a.v_dim, c.a.rows, c.a.group, view_names[view],
                     (double)spread, (double)softcap); run_ref();) {
         attn_args a = run_chunk(&c);
         for (int s = 0; s < a.rows * a.group; s++) {
             exact_query(&c, s / a.group, s % a.group, mean, magnitude, &error);
-            run.k->attn_finish(a.o + (int64_t)s * dim, a.l[s], y, dim);
-            for (int i = 0; i < dim; i++)
+            run.k->attn_finish(a.o + (int64_t)s * a.v_dim, a.l[s], y, a.v_dim);
+            for (int i = 0; i < a.v_dim; i++)
                 check(fabs(y[i] - mean[i]) <= error * magnitude[i] + 0x1p-100, "value %d of state %d is %g, in double %g: error %g, bound %g", i, s, (double)y[i],
                       mean[i], fabs(y[i] - mean[i]), error * magnitude[i]);
         }

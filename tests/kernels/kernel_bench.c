@@ -116,7 +116,7 @@ static void bench_attention(const kernels *k) {
         LINE(name, k->kv_store_v[type](q, DIM, page, 3));
         for (int s = 0; s < PAGE; s++) k->kv_store_k[type](q, DIM, page, s);
         for (int group = 1; group <= HEADS; group *= 8) {
-            attn_args a = {.q = q, .ldq = group * DIM, .rows = 1, .group = group, .dim = DIM, .scale = 0.01f, .k_pages = pages, .v_pages = pages,
+            attn_args a = {.q = q, .ldq = group * DIM, .rows = 1, .group = group, .dim = DIM, .v_dim = DIM, .scale = 0.01f, .k_pages = pages, .v_pages = pages,
                            .next_pages = pages, .lo = &lo, .hi = &hi, .m = out, .l = out + ATTN_MAX, .o = out + 2 * ATTN_MAX,
                            .scratch = work + (64 - (uintptr_t)work % 64) % 64};
             snprintf(name, sizeof name, "attn_chunk %s 128 x %d", names[type], group);

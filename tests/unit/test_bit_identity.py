@@ -35,7 +35,7 @@ CHECKSUMS: dict[str, str] = json.loads((ROOT / "tests/data/bit_identity.json").r
 LEVELS: list[str] = ffi.string(lib.pyllm_cpu_levels()).decode().split()
 BEST = LEVELS[-1]
 N, WANTED, CTX = 300, 40, 512
-NAMES = ["tiny-llama", "tiny-gemma3", "tiny-qwen3moe", "smollm2", pytest.param("gemma3-270m", marks=pytest.mark.models)]
+NAMES = ["tiny-llama", "tiny-gemma3", "tiny-qwen3moe", "tiny-deepseek3", "smollm2", pytest.param("gemma3-270m", marks=pytest.mark.models)]
 
 
 def golden_file(name: str, folder: Path) -> Path:

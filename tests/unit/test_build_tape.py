@@ -113,7 +113,7 @@ def test_required_hyperparameters_are_named_when_absent(name: str) -> None:
 
 @pytest.mark.parametrize("kv", [
     {"llama__attention__head_count": 3}, {"llama__rope__dimension_count": 18}, {"llama__rope__dimension_count": 15},
-    {"llama__attention__key_length": 24}, {"llama__attention__value_length": 32}, {"llama__rope__scaling__type": "spiral"},
+    {"llama__attention__key_length": 24}, {"llama__attention__value_length": 24}, {"llama__rope__scaling__type": "spiral"},
     {"llama__rope__scaling__type": "yarn", "llama__rope__freq_base": 1.0}, {"llama__attention__head_count_kv": np.array([2, 1])},
 ])
 def test_hyperparameters_that_contradict_each_other(kv: dict[str, Any]) -> None:

@@ -101,18 +101,18 @@ static void attn_chunk(int type, const attn_args *a) {
         for (int h = 0; h < a->group; h++) {
             const float *q = a->q + i * a->ldq + h * a->dim;
             int state = i * a->group + h;
-            float s[CHUNK], l[16] = {0}, m = -__builtin_inff(), *o = a->o + (int64_t)state * a->dim;
+            float s[CHUNK], l[16] = {0}, m = -__builtin_inff(), *o = a->o + (int64_t)state * a->v_dim;
             if (type == KV_Q8_0) quantize_query(q, a->dim, &qq);
             for (int t = a->lo[i]; t < a->hi[i]; t++) {
                 s[t] = score(type, q, &qq, a->dim, a->k_pages[t / PAGE], t % PAGE) * a->scale;
                 if (a->softcap != 0) s[t] = a->softcap * tanh32(s[t] / a->softcap);
                 m = max32(s[t], m);
             }
-            memset(o, 0, (size_t)a->dim * sizeof *o);
+            memset(o, 0, (size_t)a->v_dim * sizeof *o);
             for (int t = a->lo[i]; t < a->hi[i]; t++) {
                 float p = exp32(s[t] - m);
                 l[t % 16] = l[t % 16] + p;
-                add_value(type, p, a->dim, a->v_pages[t / PAGE], t % PAGE, o);
+                add_value(type, p, a->v_dim, a->v_pages[t / PAGE], t % PAGE, o);
             }
             a->m[state] = m + 0.0f;             /* one zero, whatever order found it */
             a->l[state] = tree_sum(l);
