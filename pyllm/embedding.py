@@ -63,9 +63,10 @@ class Embedder:
 
         if pooling not in (None, *POOLINGS[1:]):
             raise errors.ArgumentError(f"pooling is {reprlib.repr(pooling)}, must be one of {', '.join(POOLINGS[1:])}")
+        ids = self.ids([texts] if isinstance(texts, str) else texts, truncate)
+        rows = [shortened(x, dimensions, normalize) for x in self._vectors(ids, pooling or self.pooling)]
         if isinstance(texts, str):
-            return self.embed([texts], pooling, normalize, dimensions, truncate)[0]
-        rows = [shortened(x, dimensions, normalize) for x in self._vectors(self.ids(texts, truncate), pooling or self.pooling)]
+            return rows[0]
         return np.stack(rows) if rows else np.empty((0, self.width), np.float32)
 
     def rows(self, text: str | Sequence[int]) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "show": ("show", "what a model is"),
     "rm": ("rm", "remove a fetched model"),
     "convert": ("convert", "a Hugging Face checkpoint becomes a GGUF file"),
+    "embed": ("embed", "texts as vectors"),
     "tokenize": ("tokenize", "token ids and pieces of a text"),
     "quantize": ("quantize", "a smaller copy of a model"),
     "bench": ("bench", "measure prefill and decode speed"),

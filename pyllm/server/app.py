@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import errors
-from . import anthropic, completions, general, ollama, openai, page, responses
+from . import anthropic, completions, embeddings, general, ollama, openai, page, responses
 from .failures import Refusal, answer, error_response, refusal_of
 from .guard import Access, Guard
 from .limits import Bodies, Limits
@@ -26,7 +26,7 @@ from .work import Work
 log = logging.getLogger("pyllm.server")
 Handler = Callable[[Work, Request], Awaitable[Response]]
 ROUTES: dict[str, dict[str, Handler]] = {}      # path -> method -> handler
-for _dialect in (general, openai, completions, responses, anthropic, ollama, page):
+for _dialect in (general, openai, completions, responses, anthropic, ollama, embeddings, page):
     ROUTES.update(_dialect.ROUTES)
 
 

@@ -27,6 +27,7 @@ class Limits:
     values: int = 1 << 18           # commas and opening brackets of a body, which bound its elements
     messages: int = 4096            # of a conversation
     text: int = 1 << 20             # of a text for /tokenize
+    inputs: int = 2048              # texts for /v1/embeddings
     n: int = 16                     # choices of one prompt
     stop: int = 16                  # stop strings
     stop_length: int = 256          # characters of one

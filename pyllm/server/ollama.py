@@ -236,11 +236,13 @@ async def show(work: Work, request: Request) -> Response:
     facts, about = await _facts(served)
     async with work.models.lease(served) as llm:
         info = llm.info
-        template = llm.template_source
+        template, n_embd = llm.template_source, llm.n_embd
         capabilities = ["completion", "tools", *(["insert"] if llm.can_infill else []), *(["thinking"] if "think" in template else [])]
+        capabilities = ["embedding"] if llm.encodes else capabilities
     arch = about.architecture if about else ""
     model_info = {"general.architecture": arch, "general.parameter_count": info["n_params"], "general.basename": info["name"],
-                  f"{arch}.context_length": info["n_ctx_train"], "pyllm.context_length": info["ctx"]}
+                  f"{arch}.context_length": info["n_ctx_train"], "pyllm.context_length": info["ctx"],
+                  f"{arch}.embedding_length": n_embd}
     return answer({"modelfile": f"FROM {served.name}", "parameters": "", "template": template, "details": facts["details"],
                    "license": about.license if about else "", "modified_at": facts["modified_at"], "capabilities": capabilities,
                    "model_info": model_info})

@@ -102,7 +102,8 @@ def test_guide_lists_every_error() -> None:
 # ---- cli.md ----
 
 # command -> what is given to it, with --json, so that together the objects that it prints have all of their fields
-JSON = {"run": ["smollm2 --temp 0 -n 1 Hi"], "list": [""], "models": ["olmo"], "show": ["smollm2"], "tokenize": ["smollm2 Hi"],
+JSON = {"run": ["smollm2 --temp 0 -n 1 Hi"], "list": [""], "models": ["olmo"], "show": ["smollm2"],
+        "embed": ["smollm2 Hi", "smollm2 Hi Ho --similarity"], "tokenize": ["smollm2 Hi"],
         "bench": ["smollm2 -p 1 -n 1 -r 1 --profile"], "ppl": ["smollm2 --ctx 8 --chunks 1 -f tests/data/text/ppl-kjv.en.txt"],
         "compare": ["smollm2 smollm2 --ctx 8 --chunks 1 -f tests/data/text/ppl-kjv.en.txt"],
         "inspect": ["smollm2", "smollm2 --tape", "smollm2 --tape --cost"], "doctor": [""]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import tok_oracle
 from checkpoints import goldens
 from conftest import model_path
+from serving import Client
 
 import pyllm
 from pyllm.gguf import GGUF
@@ -166,6 +168,98 @@ def test_other_pooling_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pyllm.UnsupportedModel, match="pooling by max_tokens"):
         tiny(tmp_path, "bert", "max_tokens")
 
+
+# ---- the server ----
+
+@pytest.fixture(scope="module")
+def client(bert: pyllm.LLM) -> Iterator[Client]:
+    pytest.importorskip("uvicorn")
+    with bert.serve(0, name="tiny", drain_s=0, inputs=40, queue=4) as server:
+        yield Client(server.url)
+
+
+def test_openai_route(client: Client, bert: pyllm.LLM) -> None:
+    texts = TEXTS * 7       # more than a slice
+    wanted = bert.embed(texts)
+    body = client.post("/v1/embeddings", {"model": "tiny", "input": texts}).json
+    assert (body["object"], body["model"], [d["index"] for d in body["data"]]) == ("list", "tiny", list(range(35)))
+    assert np.array_equal(np.array([d["embedding"] for d in body["data"]], np.float32), wanted)
+    n = sum(len(bert.tokenize(t)) for t in texts)
+    assert body["usage"] == {"prompt_tokens": n, "total_tokens": n}
+    body = client.post("/v1/embeddings", {"input": bert.tokenize(TEXTS[0]), "encoding_format": "base64", "dimensions": 8}).json
+    vector = np.frombuffer(base64.b64decode(body["data"][0]["embedding"]), "<f4")
+    assert np.array_equal(vector, bert.embed(TEXTS[0], dimensions=8))
+    ids = [bert.tokenize(t) for t in TEXTS]
+    assert [d["embedding"] for d in client.post("/v1/embeddings", {"input": ids}).json["data"]] == \
+        [d["embedding"] for d in client.post("/v1/embeddings", {"input": TEXTS}).json["data"]]
+
+
+@pytest.mark.parametrize("fields, said", [
+    ({}, "input must be"), ({"input": []}, "input must be"), ({"input": 5}, "input is 5, must be a list"), ({"input": [1, "x"]}, "input[0]"),
+    ({"input": [[]]}, "input[0] is a list"), ({"input": ["x"] * 41}, "at most 40"),
+    ({"input": "x", "encoding_format": "hex"}, "encoding_format"),
+    ({"input": "x", "dimensions": 0}, "dimensions"), ({"input": "x", "dimensions": 65}, "dimensions is 65"),
+    ({"input": [[1 << 40]]}, "not in the vocabulary"), ({"input": [5] * 400}, "400 tokens")])
+def test_openai_route_refuses(client: Client, fields: dict[str, Any], said: str) -> None:
+    answer = client.post("/v1/embeddings", fields)
+    assert answer.status == 400 and said in answer.json["error"]["message"]
+
+
+def test_ollama_routes(client: Client, bert: pyllm.LLM) -> None:
+    body = client.post("/api/embed", {"model": "tiny:latest", "input": TEXTS, "keep_alive": "5m"}).json
+    assert np.array_equal(np.array(body["embeddings"], np.float32), bert.embed(TEXTS))
+    assert body["prompt_eval_count"] == sum(len(bert.tokenize(t)) for t in TEXTS) and body["total_duration"] > 0
+    long = {"model": "tiny", "input": "w1 " * 2000}
+    assert len(client.post("/api/embed", long).json["embeddings"]) == 1
+    assert client.post("/api/embed", long | {"truncate": False}).status == 400
+    assert client.post("/api/embed", long | {"keep_alive": "soon"}).status == 400
+    one = client.post("/api/embeddings", {"model": "tiny", "prompt": "w1"}).json["embedding"]
+    assert np.array_equal(np.array(one, np.float32), bert.embed("w1", normalize=False))
+    shown = client.post("/api/show", {"model": "tiny"}).json
+    assert shown["capabilities"] == ["embedding"] and shown["model_info"]["bert.embedding_length"] == 64
+
+
+def test_chats_with_an_encoder_are_refused(client: Client) -> None:
+    answer = client.chat("Hi")
+    assert answer.status == 400 and "embeds texts" in answer.json["error"]["message"]
+    assert client.get("/health").json["generations"] == 0
+
+
+# ---- the command ----
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    from pyllm.cli import main
+
+    code = main(["embed", *argv])
+    return code, *capsys.readouterr()
+
+
+def test_command(bert: pyllm.LLM, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wanted = bert.embed(TEXTS)
+    model = [str(bert.path), "--kv", "f32"]
+    code, out, err = run(capsys, *model, *TEXTS)
+    assert code == 0 and np.array_equal(np.array([json.loads(line) for line in out.splitlines()], np.float32), wanted)
+    assert "5 vectors of 64 values" in err
+    (tmp_path / "texts").write_text("\n\n".join(TEXTS) + "\n")
+    code, out, _ = run(capsys, *model, "-f", str(tmp_path / "texts"), "-o", str(tmp_path / "x.npy"))
+    assert code == 0 and not out and np.array_equal(np.load(tmp_path / "x.npy"), wanted)
+    code, out, _ = run(capsys, *model, *TEXTS[:2], "--json", "--dimensions", "4", "--no-normalize", "--pooling", "cls")
+    got = json.loads(out)
+    assert got["width"] == 4
+    assert np.array_equal(np.array(got["embeddings"], np.float32), bert.embed(TEXTS[:2], dimensions=4, normalize=False, pooling="cls"))
+    code, out, _ = run(capsys, *model, *TEXTS[:2], "--similarity")
+    assert out.splitlines()[0].startswith(f" 1.000 {float(wanted[0] @ wanted[1]):6.3f}")
+    assert json.loads(run(capsys, *model, "a", "b", "--similarity", "--json")[1])["texts"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("argv, said", [(["x", "-f", "y"], "one of both"), (["-f", "/nowhere/x"], "path of a text file"),
+                                        (["x", "-o", "/nowhere/x.npy"], "path of a new file"), (["w1 " * 400], "--truncate")])
+def test_command_refuses(argv: list[str], said: str, bert: pyllm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, str(bert.path), *argv)
+    assert code == 1 and not out and said in err.replace("context", "--truncate")
+
+
+# ---- MiniLM ----
 
 @pytest.mark.models
 def test_minilm_is_as_published(tmp_path: Path) -> None:

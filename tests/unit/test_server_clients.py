@@ -156,6 +156,20 @@ def test_openai_tools(openai_client) -> None:       # type: ignore[no-untyped-de
         assert stream.get_final_response().output[0].arguments == item.arguments
 
 
+def test_openai_embeddings(openai_client, llm: pyllm.LLM) -> None:      # type: ignore[no-untyped-def]
+    """The client asks for base64 unless told otherwise."""
+    import numpy as np
+
+    texts = ["a cat", "another cat", "the sea"]
+    wanted = llm.embed(texts)
+    for asked in ({}, {"encoding_format": "float"}):
+        said = openai_client.embeddings.create(model="smollm2", input=texts, **asked)
+        assert np.array_equal(np.array([d.embedding for d in said.data], np.float32), wanted)
+        assert said.usage.prompt_tokens == sum(len(llm.tokenize(t)) for t in texts)
+    short = openai_client.embeddings.create(model="smollm2", input=llm.tokenize("the sea"), dimensions=8).data[0].embedding
+    assert np.array_equal(np.array(short, np.float32), llm.embed("the sea", dimensions=8))
+
+
 # ---- anthropic ----
 
 def test_anthropic(url: str, expected: str, llm: pyllm.LLM) -> None:
@@ -208,6 +222,17 @@ def test_ollama(url: str, expected: str) -> None:
         client.chat("other", HI)
 
 
+def test_ollama_embeddings(url: str, llm: pyllm.LLM) -> None:
+    import numpy as np
+
+    ollama = pytest.importorskip("ollama")
+    client = ollama.Client(host=url, headers={"Authorization": "Bearer test-key-1"})
+    said = client.embed("smollm2", ["a cat", "the sea"])
+    assert np.array_equal(np.array(said.embeddings, np.float32), llm.embed(["a cat", "the sea"])) and said.prompt_eval_count > 2
+    older = client.embeddings("smollm2", "the sea").embedding
+    assert np.array_equal(np.array(older, np.float32), llm.embed("the sea", normalize=False))
+
+
 # ---- what others build on openai's client ----
 
 def test_langchain(url: str, expected: str) -> None:
@@ -215,6 +240,12 @@ def test_langchain(url: str, expected: str) -> None:
     model = langchain.ChatOpenAI(base_url=f"{url}/v1", api_key="test-key-1", model="smollm2", temperature=0, max_tokens=8)
     assert model.invoke("Name a colour.").content == expected
     assert "".join(str(c.content) for c in model.stream("Name a colour.")) == expected
+
+
+def test_langchain_embeddings(url: str, llm: pyllm.LLM) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    model = langchain.OpenAIEmbeddings(base_url=f"{url}/v1", api_key="test-key-1", model="smollm2", check_embedding_ctx_length=False)
+    assert model.embed_documents(["a cat", "the sea"])[1] == pytest.approx(llm.embed("the sea").tolist(), abs=1e-7)
 
 
 def test_langchain_structured_output_and_tools(url: str) -> None:
