@@ -44,6 +44,8 @@ LEVELS = {
     "dotprod": ("aarch64", ["-march=armv8.2-a+dotprod"], ["-mcpu=generic+v8_2a+dotprod"]),
     "i8mm": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"], ["-mcpu=generic+v8_2a+dotprod+i8mm"]),
 }
+# The Metal shader source: these files of csrc/kernels/metal, one after the other, compiled by the system when a model is loaded.
+METAL = ("prelude.metal", "args.h", "common.metal", "formats.metal", "linear.metal", "vector.metal", "attention.metal")
 # What a level asks of the assembler: gcc may know the flag and call an assembler (before binutils 2.36) that does not know the instruction.
 PROBES = {"avxvnni": '__asm__("{vex} vpdpbusd %ymm0, %ymm0, %ymm0");\n'}
 
@@ -69,6 +71,14 @@ def write_ffi(header: Path, out: Path) -> None:
     ffi.cdef(text)
     ffi.set_source("pyllm._ffi", None)
     ffi.emit_python_code(str(out))
+
+
+def write_metal(out: Path) -> Path:
+    """The shader source as a C file: the system compiles it when a model is loaded."""
+    text = "".join((ROOT / "csrc/kernels/metal" / name).read_text() for name in METAL)
+    lines = (f'    "{line}\\n"' for line in text.replace("\\", "\\\\").replace('"', '\\"').splitlines())
+    out.write_text("extern const char metal_source[];\nconst char metal_source[] =\n" + "\n".join(lines) + ";\n")
+    return out.resolve()
 
 
 class FreshBuild(build):
@@ -101,6 +111,7 @@ class BuildLibrary(build_ext):
         base = [*CFLAGS, *self.missing_levels(), *shlex.split(os.environ.get("PYLLM_CFLAGS", ""))]
         jobs = [(src, build / (src.replace("/", "_") + ".o"), [*base, *flags]) for src in ext.sources
                 if (flags := self.flags(src)) is not None]
+        jobs.append((str(write_metal(build / "metal_source.c")), build / "metal_source.o", base))
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             failed = [text for text in pool.map(lambda j: self.compile(*j, stamp), jobs) if text]
         if failed:
@@ -181,6 +192,6 @@ license_field = "license" if int(setuptools.__version__.split(".")[0]) < 77 else
 setup(
     **{license_field: "MIT"},
     ext_modules=[Extension("pyllm._native", sources=sorted(str(p) for p in Path("csrc").glob("**/*.c")),
-                           depends=sorted(str(p) for e in ("h", "def") for p in Path("csrc").glob(f"**/*.{e}")))],
+                           depends=sorted(str(p) for e in ("h", "def", "metal") for p in Path("csrc").glob(f"**/*.{e}")))],
     cmdclass={"build": FreshBuild, "build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -151,7 +151,8 @@ int pyllm_token_is_end(const pyllm_tokenizer *t, int32_t id);
 typedef struct pyllm_model pyllm_model;
 
 /* Loads the weights that the tape (text, see docs/tape.md) names, packs them for the CPU level in force with n_threads
-   threads, and checks every shape. level: NULL = PYLLM_CPU or the best. cancel may be NULL. The file may be closed afterwards unless
+   threads, and checks every shape. level: NULL = PYLLM_CPU or the best; "metal" = the GPU through Metal, weights as they are in the file
+   (PYLLM_ERR_UNSUPPORTED: there is none, or it cannot run a step of the tape, which the message names). cancel may be NULL. The file may be closed afterwards unless
    the tape reads an embedding that is not also an output matrix: the model keeps its own descriptor.
    pack: NULL, or a file that pyllm_model_store has written, which is mapped instead. PYLLM_ERR_IO: it cannot be read; PYLLM_ERR_STATE: it
    is damaged, or not of this model as it is now. Should somebody change that file while the model lives, steps fail with PYLLM_ERR_IO. */

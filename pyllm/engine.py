@@ -26,6 +26,7 @@ MAX_ROWS = 512      # rows of one step: a prompt chunk keeps the matrix kernels 
 MAX_LOGITS = 64     # rows with logits of one step, at least
 PARALLEL = 16       # sequences, unless more are asked for
 MAX_DRAFTS = 31     # tokens that are checked at once behind the next one of a sequence
+METAL = "metal"     # in place of a CPU level: the GPU, through Metal
 
 _untouched = ffi.new_allocator(should_clear_after_alloc=False)      # pages come when they are written
 
@@ -50,8 +51,8 @@ class Choice:
 class Engine:
     """A loaded model with its KV cache. gguf: handle of an open file; tape: text of docs/tape.md; n_positions: KV room in tokens;
     parallel: sequences that may live at once.
-    pack: where packed weights are kept (pack_cache.entry_path); pack_state is then what came of it. cancel: a flag (int32_t *) that
-    ends the load too."""
+    level: a CPU level, None for the best, or METAL. pack: where packed weights are kept (pack_cache.entry_path); pack_state is then what
+    came of it. cancel: a flag (int32_t *) that ends the load too."""
 
     def __init__(self, gguf: Any, tape: str, *, threads: int, kv: str, n_positions: int, level: str | None,
                  parallel: int = PARALLEL, pack: Path | None = None, cancel: Any = None) -> None:
@@ -60,6 +61,7 @@ class Engine:
         self._model = self._engine = ffi.NULL
         self._cancel = ffi.new("int32_t *") if cancel is None else cancel
         self.pack_state: str | None = None
+        self.backend = METAL if level == METAL else "cpu"
         if pack is None:
             self._model = weights.load(gguf, text, level, threads, self._cancel)
         else:
@@ -208,6 +210,8 @@ class Engine:
         """While open, every step of the tape adds its seconds to its place in the array that is yielded."""
         import numpy as np
 
+        self._need_cpu("a profile by step")
+
         seconds = np.zeros(lib.pyllm_model_n_steps(self._model))
         lib.pyllm_engine_profile(self._engine, ffi.from_buffer("double *", seconds))
         try:
@@ -221,6 +225,8 @@ class Engine:
         yielded."""
         import numpy as np
 
+        self._need_cpu("an importance matrix")
+
         sums = {i: np.zeros(width) for i, width in widths.items()}
         places = ffi.new("double *[]", lib.pyllm_model_n_steps(self._model))
         for i, a in sums.items():
@@ -230,6 +236,10 @@ class Engine:
             yield sums
         finally:
             lib.pyllm_engine_observe(self._engine, ffi.NULL)
+
+    def _need_cpu(self, what: str) -> None:
+        if self.backend != "cpu":
+            raise errors.UnsupportedModel(f"{what} is made on the CPU only\nhint: load the model with backend=\"cpu\"")
 
     @contextmanager
     def part(self, first: int, last: int, before: NDArray[np.float32] | None, after: NDArray[np.float32] | None) -> Iterator[None]:

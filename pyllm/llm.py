@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import reprlib
@@ -24,7 +25,7 @@ from .cost import Cost, run_costs
 from .dialogue import Asked, Message, Messages, Readers, ask
 from .draft import load as load_draft
 from .driver import Driver
-from .engine import MAX_LOGITS, MAX_ROWS, PARALLEL, Engine, plan_bytes
+from .engine import MAX_LOGITS, MAX_ROWS, METAL, PARALLEL, Engine, plan_bytes
 from .generation import Generation
 from .gguf import GGUF, file_path
 from .infill import InfillMarks, find_marks
@@ -64,8 +65,9 @@ class LLM:
     spec: a GGUF file, a name of the catalogue, of LM Studio or Ollama, `user/repo[:QUANT]`, or None for the demo model. ctx: tokens of one
     conversation; None: what the model was trained for, or what fits in half of the free memory, whichever is less. threads: None = physical
     cores. kv: type of the KV cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
-    instead of the file's. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale). pack_cache: keep the
-    packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the time; not with adapters.
+    instead of the file's. backend: "cpu"; "metal", the GPU of an Apple computer, or UnsupportedModel with what it lacks; "auto", the GPU if
+    it can run the model, else the CPU. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale).
+    pack_cache: keep the packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the time; not with adapters.
     speculate: how following tokens are guessed and checked together, which changes the speed and never the text: "auto", "lookup" (guesses
     from the text itself only), "off" or a number, of as many guesses each time; None: "auto" with a draft model. draft: a smaller model
     with the same vocabulary that guesses, named as spec is.
@@ -80,7 +82,7 @@ class LLM:
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
                  level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (), pack_cache: bool = False,
                  draft: str | os.PathLike[str] | None = None, speculate: str | int | None = None,
-                 parallel: int = PARALLEL, max_waiting: int = 1024, stall_s: float | None = None,
+                 parallel: int = PARALLEL, max_waiting: int = 1024, stall_s: float | None = None, backend: str = "cpu",
                  progress: Callable[[int, int], None] | None = None) -> None:
         self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
         if chat_template is not None and not isinstance(chat_template, str):
@@ -89,6 +91,12 @@ class LLM:
         max_waiting = _whole("max_waiting", max_waiting, 1 << 20)
         if stall_s is not None and not (isinstance(stall_s, Real) and not isinstance(stall_s, bool) and stall_s >= 0):
             raise errors.ArgumentError(f"stall_s is {reprlib.repr(stall_s)}, must be seconds")
+        if backend not in ("cpu", METAL, "auto"):
+            raise errors.ArgumentError(f"backend {reprlib.repr(backend)} does not exist\nhint: cpu, metal or auto")
+        if backend == METAL and (pack_cache or level is not None):
+            raise errors.ArgumentError("level and pack_cache are for the CPU\nhint: leave them out, or backend=\"cpu\"")
+        if level == METAL:
+            raise errors.ArgumentError("metal is no CPU level\nhint: backend=\"metal\"")
         started = time.perf_counter()
         self._mode = mode_of(SPECULATE[draft is not None] if speculate is None else speculate, draft is not None)
         self.path = _resolve(spec, progress)
@@ -102,14 +110,15 @@ class LLM:
             pack = _pack_path(gguf, tape) if pack_cache and not self._adapters else None
             (self.tokenizer, self._infill), self._engine = at_once(
                 lambda: _tokenizer(gguf),
-                lambda cancel: Engine(gguf.handle, tape, threads=self.threads, kv=kv, n_positions=self.ctx, level=level,
-                                      parallel=self.parallel, pack=pack, cancel=cancel))
+                lambda cancel: _engine(backend, level, pack, gguf=gguf.handle, tape=tape, threads=self.threads, kv=kv, n_positions=self.ctx,
+                                       parallel=self.parallel, cancel=cancel))
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
             self._n_params = sum(prod(t.shape) for name, t in gguf.tensors.items() if ".lora_" not in name)
             self._n_ctx_train = _trained_ctx(tape)
             self._pooling = gguf.kv.get(f"{gguf.kv.get('general.architecture')}.pooling_type")
         self.kv, self.plan_bytes = kv, plan
-        self.level = ffi.string(lib.pyllm_cpu_level()).decode() if level is None else level
+        self.backend = self._engine.backend
+        self.level = METAL if self.backend == METAL else ffi.string(lib.pyllm_cpu_level()).decode() if level is None else level
         if self._engine.n_vocab > self.tokenizer.n_vocab:
             self._padding = range(self.tokenizer.n_vocab, self._engine.n_vocab)     # rows without a token can't be chosen
         else:
@@ -316,15 +325,16 @@ class LLM:
 
     @property
     def info(self) -> dict[str, Any]:
-        """arch, name, n_params, n_ctx_train, ctx, n_vocab, level, threads, kv, path, file_bytes, weight_bytes, kv_bytes, pack_cache,
-        draft, load_s.
+        """arch, name, n_params, n_ctx_train, ctx, n_vocab, backend, level, threads, kv, path, file_bytes, weight_bytes, kv_bytes,
+        pack_cache, draft, load_s.
 
         pack_cache: "mapped", "stored" or, if neither could be done, "failed"; None without pack_cache=True."""
         meta = self._metadata
         return {"arch": meta.get("general.architecture"), "name": _valid_text(meta.get("general.name")) or None, "n_params": self._n_params,
-                "n_ctx_train": self._n_ctx_train, "ctx": self.ctx, "n_vocab": self._engine.n_vocab, "level": self.level,
-                "threads": self.threads, "kv": self.kv, "path": str(self.path), "file_bytes": os.path.getsize(self.path) if
-                os.path.exists(self.path) else None, "weight_bytes": self._engine.weight_bytes, "kv_bytes": self.plan_bytes.kv,
+                "n_ctx_train": self._n_ctx_train, "ctx": self.ctx, "n_vocab": self._engine.n_vocab, "backend": self.backend,
+                "level": self.level, "threads": self.threads, "kv": self.kv, "path": str(self.path),
+                "file_bytes": os.path.getsize(self.path) if os.path.exists(self.path) else None,
+                "weight_bytes": self._engine.weight_bytes, "kv_bytes": self.plan_bytes.kv,
                 "pack_cache": self._engine.pack_state, "draft": self.draft_path, "load_s": self.load_s}
 
     @property
@@ -556,6 +566,17 @@ def _tokenizer(gguf: GGUF) -> tuple[Tokenizer, InfillMarks | None]:
 
 def _is_end(tokenizer: Tokenizer, token: int) -> bool:
     return token < tokenizer.n_vocab and tokenizer.is_end(token)
+
+
+def _engine(backend: str, level: str | None, pack: Path | None, **options: Any) -> Engine:
+    if backend != "cpu":
+        try:
+            return Engine(level=METAL, **options)
+        except (errors.UnsupportedModel, errors.OutOfMemory) as e:
+            if backend == METAL:
+                raise
+            logging.getLogger("pyllm").info("runs on the CPU: %s", e.message)
+    return Engine(level=level, pack=pack, **options)
 
 
 def _pack_path(gguf: GGUF, tape: str) -> Path:

@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include "../base/alloc.h"
+#include "metal.h"
 
 #include <string.h>
 #include <time.h>
@@ -146,6 +147,7 @@ int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out,
                          "hint: a smaller context (ctx) or a smaller KV type needs less", (long long)p->n_positions, p->n_threads);
     }
     e->last_step = m->t.n_steps;
+    if (!rc && m->metal) rc = metal_engine_new(e, err);
     if (rc) engine_free(e);
     else *out = e;
     return rc;
@@ -153,6 +155,7 @@ int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out,
 
 void engine_free(pyllm_engine *e) {
     if (!e) return;
+    metal_engine_free(e->metal);
     pool_free(e->pool);
     for (int32_t g = 0; g < e->n_groups; g++) {
         mem_unmap(e->groups[g].pool, e->groups[g].page_bytes * (size_t)e->groups[g].n_pages);
@@ -232,6 +235,8 @@ int64_t engine_live(const pyllm_engine *e, int32_t step) {
 }
 
 int engine_part(pyllm_engine *e, int32_t first, int32_t last, const float *before, float *after, pyllm_error *err) {
+    if (e->metal && (first || last != e->m->t.n_steps))
+        return err_set(err, PYLLM_ERR_UNSUPPORTED, "a tape is run in parts on the CPU only\nhint: load with backend=\"cpu\"");
     if (first < 0 || first >= last || last > e->m->t.n_steps || (first && !before) || (last < e->m->t.n_steps && !after))
         return err_set(err, PYLLM_ERR_ARG, "steps %d to %d are no part of a tape of %d, or there is no place for what crosses their ends", first, last,
                        e->m->t.n_steps);
@@ -272,7 +277,9 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
                 .file = e->m->file, .act = {e->act[0], e->act[1]}, .scratch = e->scratch, .scratch_bytes = e->scratch_bytes,
                 .order = e->order, .states = e->states, .states_floats = e->states_floats, .err = err};
     if (e->before && !rc) move_values(&c, e->plan.n_values, e->first_step, e->before, NULL);
-    for (int32_t i = e->first_step; i < e->last_step && !rc; i++) {
+    if (e->metal && !rc) rc = cancelled(cancel) ? PYLLM_ERR_CANCELLED : metal_step(e, &b, seqs, logits, err);
+    if (e->metal && !rc && cancelled(cancel)) rc = PYLLM_ERR_CANCELLED;
+    for (int32_t i = e->first_step; i < e->last_step && !rc && !e->metal; i++) {
         const step *s = &e->m->t.steps[i];
         if (!n_logits && e->plan.values[s->out[0]].late) break;
         if (e->observe && e->observe[i] && s->n_in) op_add_squares(&c, s, e->observe[i]);

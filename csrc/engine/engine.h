@@ -3,6 +3,8 @@
 #define PYLLM_ENGINE_ENGINE_H
 #include "model.h"
 
+typedef struct metal_engine metal_engine;   /* metal.h */
+
 typedef struct sequence {
     int alive;
     int64_t length;             /* tokens stored */
@@ -38,6 +40,7 @@ struct pyllm_engine {
     int64_t *pos;
     int32_t *logit_rows;
     run *runs;
+    metal_engine *metal;        /* NULL: the CPU runs it */
     tape plan;                  /* the model's tape with this engine's activation offsets (values are its own) */
 };
 

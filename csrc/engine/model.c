@@ -3,6 +3,7 @@
 
 #include "../base/alloc.h"
 #include "../kernels/pack.h"
+#include "metal.h"
 #include "pack_cache.h"
 
 #include <stdatomic.h>
@@ -16,13 +17,17 @@ size_t weight_row_bytes(const weight *w) {
     return (size_t)(w->is_vector ? 1 : w->k) / (size_t)q->elems * (size_t)q->bytes;
 }
 
-/* Gives every weight its place; an embedding that no product reads stays in the file. Returns the bytes of all. */
-static size_t layout(tape *t) {
+/* Gives every weight its place; packed, an embedding that no product reads stays in the file. Returns the bytes of all. */
+static size_t layout(tape *t, int raw) {
     size_t at = 0;
     for (int32_t i = 0; i < t->n_weights; i++) {
         weight *w = &t->weights[i];
         if (w->is_vector) {
             w->bytes = (size_t)w->n * sizeof(float);
+        } else if (raw) {
+            w->raw = 1;
+            w->group_bytes = GROUP * weight_row_bytes(w);
+            w->bytes = (size_t)w->n * weight_row_bytes(w);
         } else if (w->multiply) {
             w->group_bytes = pack_group_bytes(w->type, w->k);
             w->bytes = (size_t)((w->n + GROUP - 1) / GROUP) * w->group_bytes;
@@ -36,7 +41,7 @@ static size_t layout(tape *t) {
 int model_plan(const pyllm_gguf *g, const char *text, int64_t len, int64_t *bytes, uint64_t *key, pyllm_error *err) {
     tape t;
     TRY(tape_parse(text, len, g, &t, err));
-    *bytes = (int64_t)layout(&t);
+    *bytes = (int64_t)layout(&t, 0);
     *key = pack_key(&t, (size_t)*bytes);
     tape_free(&t);
     return 0;
@@ -50,6 +55,7 @@ int weight_load(const pyllm_gguf *g, const weight *w, int64_t first, int64_t n, 
         return 0;
     }
     int64_t first_row = first * GROUP, rows = n * GROUP < w->n - first_row ? n * GROUP : w->n - first_row;
+    if (w->raw) return gguf_read(g, w->tensor, (uint64_t)(w->row0 + first_row) * row, (uint64_t)rows * row, dst, err);
     TRY(gguf_read(g, w->tensor, (uint64_t)(w->row0 + first_row) * row, (uint64_t)rows * row, file, err));
     for (int64_t i = 0; i < n; i++) {
         int64_t left = rows - i * GROUP;
@@ -138,6 +144,7 @@ static int list_kernels(pyllm_model *m, pyllm_error *err) {
     int n = 0;
     m->kernel_names = mem_array((size_t)m->k->n_names + 1, sizeof *m->kernel_names);
     if (!m->kernel_names) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while loading the model");
+    if (m->metal) return 0;         /* the CPU's kernels have no part in it */
     for (int i = 0; i < m->k->n_names; i++) {
         const char *name = m->k->names[i];
         size_t slot = strcspn(name, "=");
@@ -171,7 +178,7 @@ static int place_weights(pyllm_model *m, const pyllm_gguf *g, pyllm_error *err) 
         if (w->is_vector) w->vec = (const float *)(m->memory + w->offset);
         else if (w->bytes) w->packed = m->memory + w->offset;
         else from_file = 1;
-        if (w->multiply && !m->k->matmul[w->type])
+        if (w->multiply && !w->raw && !m->k->matmul[w->type])
             return err_set(err, PYLLM_ERR_UNSUPPORTED, "tensor %s is %s, which has no matmul kernel", w->name, qtype_get(w->type)->name);
     }
     return from_file ? gguf_reopen(g, &m->file, err) : 0;
@@ -194,19 +201,23 @@ int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *l
                const volatile int32_t *cancel, pyllm_model **out, pyllm_error *err) {
     *out = NULL;
     if (n_threads < 1 || n_threads > 1024) return err_set(err, PYLLM_ERR_ARG, "n_threads is %d, must be 1 to 1024", n_threads);
-    const kernels *k = kernels_get(level);
+    int metal = level && !strcmp(level, "metal");
+    const kernels *k = kernels_get(metal ? NULL : level);
     if (!k) return err_set(err, PYLLM_ERR_ARG, "no kernels for CPU level '%s'%s on this machine\nhint: available: %s",
                            level ? level : getenv("PYLLM_CPU"), level ? "" : " (PYLLM_CPU)", kernels_levels());
     pyllm_model *m = mem_zalloc(sizeof *m);
     if (!m) return err_set(err, PYLLM_ERR_MEMORY, "out of memory while loading the model");
     m->k = k;
     int rc = tape_parse(text, len, g, &m->t, err);
+    if (!rc && metal && pack) rc = err_set(err, PYLLM_ERR_UNSUPPORTED, "packed weights are for the CPU\nhint: load without the pack cache");
+    if (!rc && metal) rc = metal_model_new(&m->t, &m->metal, err);
     if (!rc) rc = list_kernels(m, err);
     if (!rc) {
-        m->memory_bytes = layout(&m->t);
+        m->memory_bytes = layout(&m->t, metal);
         rc = pack ? map_weights(m, pack, g, n_threads, cancel, err) : pack_weights(m, g, n_threads, cancel, err);
     }
     if (!rc) rc = place_weights(m, g, err);
+    if (!rc && metal) rc = metal_model_place(m->metal, &m->t, (void *)m->memory, m->memory_bytes, err);
     if (rc) {
         model_free(m);
         return rc;
@@ -217,6 +228,7 @@ int model_load(const pyllm_gguf *g, const char *text, int64_t len, const char *l
 
 void model_free(pyllm_model *m) {
     if (!m) return;
+    metal_model_free(m->metal);
     gguf_close(m->file);
     for (int32_t i = 0; i < m->t.n_weights; i++)
         if (m->t.weights[i].is_own) mem_free((void *)m->t.weights[i].packed);

@@ -7,6 +7,8 @@
 
 #include <stdatomic.h>
 
+typedef struct metal_model metal_model;     /* metal.h */
+
 struct pyllm_model {
     tape t;
     const kernels *k;
@@ -16,6 +18,7 @@ struct pyllm_model {
     mapping map;
     atomic_ullong fingerprint;  /* 0: not made yet */
     const char **kernel_names;  /* NULL-terminated */
+    metal_model *metal;         /* NULL: the CPU runs it. Else weights are raw and no CPU kernel sees them */
 };
 
 /* Packs the weights, or maps the file at `pack` that model_store has written (pack_cache.h). */

@@ -52,6 +52,7 @@ static int64_t rows_of(const tape *t, const char *tensor) {
 
 int model_write(pyllm_model *m, const char *tensor, int64_t first, int64_t n, const void *rows, pyllm_error *err) {
     int64_t all = rows_of(&m->t, tensor);
+    if (m->metal) return err_set(err, PYLLM_ERR_UNSUPPORTED, "weights can be changed on the CPU only\nhint: load with backend=\"cpu\"");
     if (!all) return err_set(err, PYLLM_ERR_ARG, "the tape reads no matrix %s", tensor);
     if (first < 0 || n < 1 || n > all || first > all - n || first % GROUP || ((first + n) % GROUP && first + n != all))
         return err_set(err, PYLLM_ERR_ARG, "%lld rows from %lld on are not whole groups of %d out of tensor %s's %lld", (long long)n,

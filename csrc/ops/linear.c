@@ -5,7 +5,6 @@
  * the larger the block, the fewer times all panels are read. */
 #include "product.h"
 
-enum { GATED_W, GATED_ACT };
 enum {
     BLOCK_GROUPS_MAX = 32,
     WIDE_GROUPS_MAX = 8,            /* the same for wide panels */

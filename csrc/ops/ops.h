@@ -21,7 +21,8 @@ typedef struct weight {
     uint32_t type;
     int is_vector;
     int embed, multiply;        /* uses by row (embed, positions) and in products */
-    size_t group_bytes, bytes;  /* of a packed group; of all data in memory (0: rows are read from the file) */
+    int raw;                    /* rows lie in memory as in the file, not in packed groups: for a GPU */
+    size_t group_bytes, bytes;  /* of a packed group (raw: of 16 rows); of all data in memory (0: rows are read from the file) */
     size_t offset;              /* in the model's weight memory */
     const uint8_t *packed;
     int is_own;                 /* packed is memory of its own, not part of the model's */
@@ -91,8 +92,15 @@ typedef struct batch {
     const run *runs;
 } batch;
 
-/* Parameters in the order of their rows in ops.def, where others than the op look at them. The KV cache is laid out by attention's. */
+/* Parameters in the order of their rows in ops.def, where others than the op look at them: the KV cache is laid out by attention's, other backends
+   encode steps. */
+enum { EMBED_W, EMBED_SCALE };
+enum { ANGLES_TABLE, ANGLES_MSCALE };
+enum { NORM_W, NORM_EPS, NORM_GROUPS, NORM_ADD };
+enum { LAYERNORM_W, LAYERNORM_BIAS, LAYERNORM_EPS, LAYERNORM_GROUPS };
 enum { LINEAR_W, LINEAR_BIAS, LINEAR_ACT, LINEAR_ADD };
+enum { ROPE_ANGLES, ROPE_HEADS, ROPE_DIM, ROPE_ROT, ROPE_NEOX, ROPE_NORM, ROPE_EPS };
+enum { GATED_W, GATED_ACT };
 enum { ATTN_LAYER, ATTN_HEADS, ATTN_KV_HEADS, ATTN_DIM, ATTN_SCALE, ATTN_WINDOW, ATTN_SOFTCAP, ATTN_SINKS, ATTN_CAUSAL, ATTN_VALUES };
 
 /* All a runner needs for one step of one batch. */

@@ -6,14 +6,9 @@
 
 #include <string.h>
 
-enum { EMBED_W, EMBED_SCALE };
 enum { POSITIONS_W, POSITIONS_ROW };
-enum { ANGLES_TABLE, ANGLES_MSCALE };
 enum { TEMPERATURE_SCALE, TEMPERATURE_LENGTH };
-enum { NORM_W, NORM_EPS, NORM_GROUPS, NORM_ADD };
 enum { POOL_MEAN = 1, POOL_FIRST };     /* as GGUF's pooling_type */
-enum { LAYERNORM_W, LAYERNORM_BIAS, LAYERNORM_EPS, LAYERNORM_GROUPS };
-enum { ROPE_ANGLES, ROPE_HEADS, ROPE_DIM, ROPE_ROT, ROPE_NEOX, ROPE_NORM, ROPE_EPS };
 
 typedef struct row_job {
     const op_ctx *c;

@@ -29,6 +29,11 @@ def add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", choices=("f16", "f32", "q8_0"), default="f16", help="type of the KV cache (default: f16)")
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", choices=("cpu", "metal", "auto"), default="cpu",
+                        help="what runs the model: the CPU, an Apple GPU, or that if it can, else the CPU (default: cpu)")
+
+
 def add_text(parser: argparse.ArgumentParser) -> None:
     """A text and how it is cut."""
     parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the text, UTF-8; - for standard input")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .. import errors
-from ._options import MODEL_HELP, add_kv, add_pack_cache, add_speculation, add_threads, model_file, whole
+from ._options import MODEL_HELP, add_backend, add_kv, add_pack_cache, add_speculation, add_threads, model_file, whole
 from ._output import note, progress
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="tokens of all running requests together (default: what the model was trained for, if it fits in memory)")
     add_threads(parser)
     add_kv(parser)
+    add_backend(parser)
     add_pack_cache(parser)
     add_speculation(parser)
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if not todo:
         return 0
     model = model_file(args.model)
-    with _appending(args.answers) as out, LLM(model, args.ctx, args.threads, args.kv, pack_cache=args.pack_cache,
+    with _appending(args.answers) as out, LLM(model, args.ctx, args.threads, args.kv, backend=args.backend, pack_cache=args.pack_cache,
                                               draft=args.draft and model_file(args.draft), speculate=args.speculate,
                                               parallel=args.parallel) as llm:
         limits = Limits(body=1 << 30, bodies=1 << 40, queue=1 << 20, request_s=1e9)

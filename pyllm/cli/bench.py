@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ._options import add_json, add_kv, add_model, add_pack_cache, add_threads, model_file, whole, whole_list
+from ._options import add_backend, add_json, add_kv, add_model, add_pack_cache, add_threads, model_file, whole, whole_list
 from ._output import clean, note, print_json, print_table, size, styled, table_line
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="also the time of every kind of step, measured and as the limits allow")
     add_threads(parser)
     add_kv(parser)
+    add_backend(parser)
     add_pack_cache(parser)
     add_json(parser)
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("there is nothing to measure\nhint: -p 512, -n 128")
     path = model_file(args.model)
     ctx = max(args.depth) + max(*args.prompt, *args.new)
-    with LLM(path, ctx=ctx, threads=args.threads, kv=args.kv, pack_cache=args.pack_cache) as llm:
+    with LLM(path, ctx=ctx, threads=args.threads, kv=args.kv, pack_cache=args.pack_cache, backend=args.backend) as llm:
         bandwidth = read_bandwidth(llm.threads)
         peak = dot_peak(llm.threads, llm.level) if args.profile else 0.0
         if not args.json:

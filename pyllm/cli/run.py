@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
-from ._options import add_kv, add_pack_cache, add_speculation, add_threads, whole
+from ._options import add_backend, add_kv, add_pack_cache, add_speculation, add_threads, whole
 from ._output import has_colour, note, progress, styled
 from .screen import safe
 
@@ -76,6 +76,7 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="tokens of the whole conversation (default: what the model knows and half of the free memory holds)")
     add_threads(parser)
     add_kv(parser)
+    add_backend(parser)
     parser.add_argument("--lora", metavar="FILE[:SCALE]", type=adapter, action="append", default=[],
                         help="a LoRA adapter (GGUF) beside the model; again for more")
     add_pack_cache(parser)
@@ -217,7 +218,7 @@ def load(spec: str | None, args: argparse.Namespace) -> LLM:
         with progress(name) as show:
             return LLM(spec and os.path.expanduser(spec), args.ctx, args.threads, args.kv, chat_template=template, adapters=args.lora,
                        pack_cache=args.pack_cache, draft=args.draft and os.path.expanduser(args.draft), speculate=args.speculate,
-                       progress=show)
+                       backend=args.backend, progress=show)
     finally:
         if passing:
             sys.stderr.write("\r\x1b[K")

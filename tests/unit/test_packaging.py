@@ -116,7 +116,7 @@ def test_sdist_holds_all_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as tar:
         names = {m.name.partition("/")[2] for m in tar.getmembers() if m.isfile()}
     wanted = {p.relative_to(ROOT).as_posix() for folder in ("csrc", "pyllm", "models", "quantize") for p in (ROOT / folder).rglob("*")
-              if p.suffix in (".c", ".h", ".def", ".py", ".typed", ".html") and p.name != "_ffi.py"}
+              if p.suffix in (".c", ".h", ".def", ".metal", ".py", ".typed", ".html") and p.name != "_ffi.py"}
     assert {"csrc/kernels/kernels.h", "csrc/ops/ops.def", "csrc/formats/qtypes.def", "models/llama.py"} <= wanted
     made = {n for n in names if n.startswith("pyllm.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     assert names == wanted | made | {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md"}
