@@ -67,7 +67,8 @@ class LLM:
     cores. kv: type of the KV cache, "f16", "f32" or "q8_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
     instead of the file's. backend: "cpu"; "metal", the GPU of an Apple computer, or UnsupportedModel with what it lacks; "auto", the GPU if
     it can run the model, else the CPU. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale).
-    pack_cache: keep the packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the time; not with adapters.
+    pack_cache: keep the packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the
+    time; not with adapters.
     speculate: how following tokens are guessed and checked together, which changes the speed and never the text: "auto", "lookup" (guesses
     from the text itself only), "off" or a number, of as many guesses each time; None: "auto" with a draft model. draft: a smaller model
     with the same vocabulary that guesses, named as spec is.
