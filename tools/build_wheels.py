@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Builds a wheel for every platform on this machine, and checks what is in it.
 
-    tools/build_wheels.py [-o dist] [PLATFORM...]       default: all platforms of TARGETS
+    tools/build_wheels.py [-o dist] [--try] [PLATFORM...]       default: all platforms of TARGETS
 
 Compiles with zig cc, a C compiler for all of them out of one package of the index: pip install ziglang lief setuptools wheel cffi.
 One wheel serves every Python from the lowest that pyproject.toml names. Checked of each: its size, its tags and files, the symbols that
-its library exports (those of csrc/pyllm.h and no other), the oldest system that it asks for, and the libraries that it loads. Exit
-status: 0 if all of it holds.
+its library exports (those of csrc/pyllm.h and no other), the oldest system that it asks for, and the libraries that it loads. --try runs
+them, too, as far as that is possible here: tools/try_wheels.py. Exit status: 0 if all of it holds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lief
+from try_wheels import api, try_all, zig
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 2_500_000
@@ -61,14 +62,6 @@ TARGETS = (
 )
 
 
-def zig() -> str:
-    """The compiler itself: a child Python of pip's isolated builds would not find the package."""
-    import ziglang
-
-    assert ziglang.__file__
-    return str(Path(ziglang.__file__).parent / "zig")
-
-
 def build(target: Target, dist: Path) -> Path:
     flags = {"pyllm.dll": "-s", "libpyllm.dylib": "-s -Wl,-install_name,@rpath/libpyllm.dylib"}.get(
         target.library, "-s -Wl,-soname,libpyllm.so"
@@ -96,12 +89,6 @@ def copy(source: Path, target: Path) -> Path:
 
 
 # ---- what must hold ----
-
-
-def api() -> set[str]:
-    """The functions that csrc/pyllm.h declares."""
-    code = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc/pyllm.h").read_text(), flags=re.S)
-    return set(re.findall(r"\b(pyllm_\w+)\([^;{]*\);", code))
 
 
 def newest(versions: Iterator[str]) -> tuple[int, ...]:
@@ -154,8 +141,8 @@ def problems(target: Target, wheel: Path) -> Iterator[str]:
     binary = library.at(0) if isinstance(library, lief.MachO.FatBinary) else library
     assert binary
     exported, loads, oldest = describe(binary)
-    if exported != api():
-        yield f"exports that csrc/pyllm.h has not: {sorted(exported - api())}; that are missing: {sorted(api() - exported)}"
+    if exported != (declared := set(api())):
+        yield f"exports that csrc/pyllm.h has not: {sorted(exported - declared)}; that are missing: {sorted(declared - exported)}"
     if wrong := [name for name in loads if not target.loads.fullmatch(name)]:
         yield f"it loads {wrong}"
     if target.oldest and oldest > target.oldest:
@@ -182,11 +169,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build and check the wheels of all platforms.")
     parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=", ".join(t.name for t in TARGETS))
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "dist", help="folder of the wheels")
+    parser.add_argument("--try", action="store_true", dest="run", help="run the wheels that can be run here, with tools/try_wheels.py")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="wheels at a time")
     args = parser.parse_args()
     if unknown := [name for name in args.platforms if name not in {t.name for t in TARGETS}]:
         parser.error(f"there is no platform {unknown[0]!r}\nhint: choose from {', '.join(t.name for t in TARGETS)}")
     targets = [t for t in TARGETS if t.name in (args.platforms or [t.name])]
+    lief.logging.disable()
     status = 0
     with ThreadPoolExecutor(args.jobs) as pool:
         for wheel, wrong in pool.map(lambda t: make(t, args.out), targets):
@@ -194,7 +183,7 @@ def main() -> int:
             for text in wrong:
                 print(f"      {text}", flush=True)
             status |= bool(wrong)
-    return status
+    return try_all(args.out, [t.name for t in targets]) if args.run and not status else status
 
 
 if __name__ == "__main__":
