@@ -170,6 +170,10 @@ int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine 
     return engine_new(m, p, out, err);
 }
 void pyllm_engine_free(pyllm_engine *e) { engine_free(e); }
+int pyllm_engine_share(pyllm_engine *e, pyllm_engine *other, pyllm_error *err) {
+    NEED(e && other, "engine_share: engines must not be NULL");
+    return engine_share(e, other, err);
+}
 void pyllm_engine_profile(pyllm_engine *e, double *seconds) { e->profile = seconds; }
 void pyllm_engine_observe(pyllm_engine *e, double *const *sums) { e->observe = sums; }
 int pyllm_engine_part(pyllm_engine *e, int32_t first, int32_t last, const float *before, float *after, pyllm_error *err) {

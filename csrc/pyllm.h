@@ -207,6 +207,10 @@ int pyllm_engine_plan(const pyllm_gguf *g, const char *tape, int64_t tape_len, c
 int pyllm_engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out, pyllm_error *err);
 void pyllm_engine_free(pyllm_engine *e);    /* before its model */
 
+/* From now on an engine works with the workers of another one, which must have as many, must live longer, and runs nothing meanwhile: models that
+   take turns do not wake each other's threads. */
+int pyllm_engine_share(pyllm_engine *e, pyllm_engine *other, pyllm_error *err);
+
 /* Sequences are small integers. New ones are empty. PYLLM_ERR_FULL when max_seqs are alive. */
 int32_t pyllm_seq_new(pyllm_engine *e, pyllm_error *err);
 void pyllm_seq_free(pyllm_engine *e, int32_t seq);

@@ -101,7 +101,10 @@ class Engine:
         lib.pyllm_cancel_set(self._cancel, int(yes))
 
     def follow(self, other: Engine) -> None:
-        """From now on what cancels the other engine cancels this one."""
+        """From now on this engine, of as many threads, works with those of the other one, which is closed after it, and what cancels the
+        other one cancels this one. One thread calls both."""
+        err = new_error()
+        check(lib.pyllm_engine_share(self._engine, other._engine, err), err)
         self._cancel = other._cancel
 
     def open_seq(self) -> int | None:

@@ -253,7 +253,7 @@ class Scheduler:
 
     def _with_drafts(self, rows: list[Rows], free: int) -> list[Rows]:
         """What is left of a step that only decodes, shared evenly; nobody gives up a page for it."""
-        out = []
+        out = list[Rows]()
         for i, r in enumerate(rows):
             task, spare = r.task, (min(self.max_rows, self.max_logits) - len(rows) - sum(o.drafts for o in out)) // (len(rows) - i)
             n = max(min(task.depth, spare, task.most - len(task.tokens) - 1, free * PAGE + -(task.done + 1) % PAGE), 0)

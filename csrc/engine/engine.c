@@ -156,7 +156,7 @@ int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out,
 void engine_free(pyllm_engine *e) {
     if (!e) return;
     metal_engine_free(e->metal);
-    pool_free(e->pool);
+    if (!e->borrowed) pool_free(e->pool);
     for (int32_t g = 0; g < e->n_groups; g++) {
         mem_unmap(e->groups[g].pool, e->groups[g].page_bytes * (size_t)e->groups[g].n_pages);
         mem_free(e->groups[g].free_pages);
@@ -181,6 +181,16 @@ void engine_free(pyllm_engine *e) {
     mem_free(e->groups);
     mem_free(e->plan.values);
     mem_free(e);
+}
+
+int engine_share(pyllm_engine *e, pyllm_engine *other, pyllm_error *err) {
+    if (e == other || e->params.n_threads != other->params.n_threads)
+        return err_set(err, PYLLM_ERR_ARG, "an engine of %d threads cannot use the workers of one of %d", e->params.n_threads,
+                       other->params.n_threads);
+    if (!e->borrowed) pool_free(e->pool);
+    e->pool = other->pool;
+    e->borrowed = 1;
+    return 0;
 }
 
 /* ---- one step ------------------------------------------------------------------------------------------------------------ */

@@ -16,6 +16,7 @@ struct pyllm_engine {
     pyllm_model *m;
     pyllm_engine_params params;
     pool *pool;
+    int borrowed;               /* the pool is another engine's */
     size_t l2_bytes;
     kv_layer *layers;           /* [n_layers] */
     kv_group *groups;           /* [n_groups] */
@@ -46,6 +47,7 @@ struct pyllm_engine {
 
 int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out, pyllm_error *err);
 void engine_free(pyllm_engine *e);
+int engine_share(pyllm_engine *e, pyllm_engine *other, pyllm_error *err);
 int engine_plan(const tape *t, const pyllm_engine_params *p, int64_t *kv, int64_t *act, pyllm_error *err);
 int32_t seq_new(pyllm_engine *e, pyllm_error *err);
 void seq_free(pyllm_engine *e, int32_t s);
