@@ -65,7 +65,7 @@ class Curve:
     """Seconds of a step by the number of its rows, learnt from steps. What was not seen for AGE steps is forgotten, so that one step that
     had to wait for something else does not decide for ever."""
 
-    SLOPE = 0.1         # of a step's time is what another row is taken to cost as long as nothing is known
+    SLOPE = 0.06        # of a step's time is what another row is taken to cost as long as nothing is known
     AGE = 256
 
     def __init__(self) -> None:
