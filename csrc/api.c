@@ -189,7 +189,7 @@ int32_t pyllm_engine_n_groups(const pyllm_engine *e) { return e->n_groups; }
 int pyllm_engine_group(const pyllm_engine *e, int32_t group, pyllm_group *out) {
     if (group < 0 || group >= e->n_groups) return PYLLM_ERR_ARG;
     const kv_group *k = &e->groups[group];
-    *out = (pyllm_group){.window = k->window, .n_pages = k->n_pages, .n_free = k->n_free, .n_idle = k->n_idle};
+    *out = (pyllm_group){.window = k->window, .n_pages = k->n_pages, .n_free = k->n_free, .n_idle = k->n_idle, .recurrent = k->recurrent};
     return 0;
 }
 int pyllm_seq_pages(const pyllm_engine *e, int32_t seq, int64_t first, int64_t n, int32_t *pages, pyllm_error *err) {

@@ -228,7 +228,8 @@ typedef struct pyllm_group {
     int64_t window;             /* positions that a row sees, its own included; 0: all */
     int32_t n_pages, n_free;    /* in all, and those that nobody holds */
     int32_t n_idle;             /* kept, and no sequence holds them */
-    int32_t pad;
+    int32_t recurrent;          /* 1: a page is the state of the recurrent steps after one token, its window is 2. A sequence has only that after its last
+                                   token; pages of positions before that, and kept ones, hold others */
 } pyllm_group;
 int32_t pyllm_engine_n_groups(const pyllm_engine *e);
 int pyllm_engine_group(const pyllm_engine *e, int32_t group, pyllm_group *out);     /* PYLLM_ERR_ARG: there is no such group */

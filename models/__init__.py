@@ -27,6 +27,7 @@ class Arch:
     oracle: ClassVar[str] = "transformers"              # whose logits the tests compare with
     layer_norm: ClassVar[bool] = False                  # norms take the mean off and may have a bias; False: RMS norms
     encoder: ClassVar[bool] = False                     # the result is an embedding, not logits
+    attends: ClassVar[bool] = True                      # False: all that a model knows of a sequence is its recurrent state
     yarn_truncates: ClassVar[bool] = True               # YaRN's ramp begins and ends at whole pairs
     yarn_scales_scores: ClassVar[bool] = False          # YaRN's multiplier, a tenth of which is in the file, is one of all scores
     defaults: ClassVar[dict[str, Any]] = {}             # hyperparameters that the family's files may leave out

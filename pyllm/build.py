@@ -80,7 +80,7 @@ class Builder:
     def __init__(self, gguf: File, arch: Arch, config: Config) -> None:
         self.gguf, self.arch, self.c = gguf, arch, config
         self._layer: int | None = None
-        self._attentions = 0
+        self._attentions = self._states = 0
         self._names: set[str] = set()
         self._tables: list[str] = []
         self._ignored: list[str] = []
@@ -116,19 +116,21 @@ class Builder:
         return y if add is None else self.add(y, add)
 
     @overload
-    def linear(self, x: Value, name: str, /, *, act: str = "", add: Value | None = None, tied: str = "") -> Value: ...
+    def linear(self, x: Value, name: str, /, *, act: str = "", bias: str = "", add: Value | None = None, tied: str = "") -> Value: ...
     @overload
     def linear(self, x: Value, name: str, /, *names: str) -> tuple[Value, ...]: ...
-    def linear(self, x: Value, *names: str, act: str = "", add: Value | None = None, tied: str = "") -> Value | tuple[Value, ...]:
-        """Matrices times x, up to three at once. act: silu, gelu (its tanh form), gelu_erf, relu, relu2 (its square) or sigmoid of the
-        product; add: a residual; tied: the matrix to use if the file has no such tensor."""
+    def linear(self, x: Value, *names: str, act: str = "", bias: str = "", add: Value | None = None,
+               tied: str = "") -> Value | tuple[Value, ...]:
+        """Matrices times x, up to three at once. act: silu, gelu (its tanh form), gelu_erf, relu, relu2 (its square), sigmoid, tanh or
+        softplus of the product; bias: a vector of another name that is added before that; add: a residual; tied: the matrix to use if the
+        file has no such tensor."""
         if act and any(map(self._is_adapted, names)):
-            y = self.linear(x, names[0])
+            y = self.linear(x, names[0], bias=bias)
             return self._step("act", ["act"], [("in", y), ("act", act)])[0]
         used = tuple(tied if tied and not self.has(n) else n for n in names)
         labels = [n.partition("[")[0].rpartition("_")[2] for n in names]
-        params = [("in", x), ("w", ",".join(map(self._weight, used))), ("bias", ",".join(map(self._bias, used))),
-                  *([("act", act)] if act else []), *_optional(add)]
+        biases = self._vector(bias) if bias else ",".join(map(self._bias, used))
+        params = [("in", x), ("w", ",".join(map(self._weight, used))), ("bias", biases), *([("act", act)] if act else []), *_optional(add)]
         out = self._step("linear", labels, params)
         out = tuple(self._adapted(x, name, y) for name, y in zip(used, out, strict=True))
         return out[0] if len(names) == 1 else out
@@ -178,6 +180,41 @@ class Builder:
     def headwise(self, x: Value, name: str) -> Value:
         """Each head of x times its own matrix of a stack."""
         return self._step("headwise", [name.rpartition("_")[2]], [("in", x), ("w", self._weight(name))])[0]
+
+    def shift(self, x: Value) -> Value:
+        """The row of the token before; zeros where the sequence begins."""
+        return self._step("shift", ["shift"], [("in", x), self._state()])[0]
+
+    def conv(self, x: Value, name: str, *, act: str = "") -> Value:
+        """Each value with its own last ones, as many as the vector has for each; act: as in linear."""
+        return self._step("conv", ["conv"], [("in", x), self._state(), ("w", self._weight(name)), ("bias", self._bias(name)),
+                                             *([("act", act)] if act else [])])[0]
+
+    def wkv(self, r: Value, k: Value, v: Value, heads: int, first: str, decay: str, by: Value | None = None) -> Value:
+        """The recurrence of RWKV 5 and 6. first: what the current token counts for; decay, by: vector and value whose sum w makes the state
+        decay by exp(-exp(w))."""
+        params = [("in", f"{r.name},{k.name},{v.name}"), self._state(), ("heads", heads), ("u", self._vector(first)),
+                  ("w", self._vector(decay)), *([("by", by)] if by else [])]
+        return self._step("wkv", ["wkv"], params)[0]
+
+    def wkv7(self, inputs: Sequence[Value], heads: int, names: Sequence[str]) -> tuple[Value, Value]:
+        """The recurrence of RWKV 7 and its bonus. inputs: r, w, k, v, a; names: of the vectors k_k, k_a, r_k."""
+        vectors = zip(("k_k", "k_a", "r_k"), map(self._vector, names), strict=True)
+        params = [("in", ",".join(v.name for v in inputs)), self._state(), ("heads", heads), *vectors]
+        y, bonus = self._step("wkv7", ["wkv", "bonus"], params)
+        return y, bonus
+
+    def _state(self) -> tuple[str, int]:
+        self._states += 1
+        return "state", self._states - 1
+
+    def mix(self, x: Value, z: Value, name: str = "", by: Value | None = None) -> Value:
+        """x + (z - x) * w; w: a vector, or a value, or their sum."""
+        params = [("in", f"{x.name},{z.name}"), ("w", self._vector(name) if name else "-"), *([("by", by)] if by else [])]
+        return self._step("mix", ["mix"], params)[0]
+
+    def mul(self, x: Value, y: Value) -> Value:
+        return self._step("mul", ["product"], [("in", f"{x.name},{y.name}")])[0]
 
     def gated(self, x: Value, gate: str, up: str, *, act: str) -> Value:
         """act(gate x) * (up x); act: as in linear."""
@@ -279,12 +316,21 @@ class Builder:
         """Whether the file has a weight of this name."""
         return self._full(name)[0] + ".weight" in self.gguf.tensors
 
+    def rows_of(self, name: str) -> int:
+        """Rows of a matrix."""
+        return _rows_of(self.gguf, f"{self._full(name)[0]}.weight")
+
     def _weight(self, name: str) -> str:
         stem, rows = self._full(name)
         if not self.has(name):
             raise errors.FormatError(f"{self.c.path}: tensor {stem}.weight is missing\n"
                                      f"hint: the file is incomplete, or a variant that models/{self.arch.name}.py does not describe")
         return f"{stem}.weight{rows}"
+
+    def _vector(self, name: str) -> str:
+        """A tensor whose name may lack the usual ending."""
+        stem, rows = self._full(name)
+        return f"{stem}{rows}" if stem in self.gguf.tensors else self._weight(name)
 
     def _bias(self, name: str) -> str:
         stem, rows = self._full(name)

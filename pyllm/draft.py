@@ -34,11 +34,19 @@ def check_vocabulary(draft: GGUF, target: GGUF) -> None:
                                "hint: a smaller model of the same family")
 
 
+def check_state(path: str, tape: str) -> None:
+    """Raises UnsupportedModel for models that cannot take back a token that was guessed wrong."""
+    if " state=" in tape:
+        raise errors.UnsupportedModel(f"{path} has recurrent states, which cannot be rewound: no draft model can be used with it or as it\n"
+                                      "hint: leave the draft model out")
+
+
 def load(path: str, target: str, ctx: int, threads: int, kv: str, level: str | None, parallel: int) -> tuple[Engine, int]:
     """(the draft model in a file for that in another one, positions that it can be used for). Raises what loading a model raises, and
     ArgumentError for another vocabulary."""
     with GGUF(path) as gguf, GGUF(target) as theirs:
         tape, _ = build(gguf, None)
+        check_state(path, tape)
         trained = next(int(line.split()[2]) for line in tape.splitlines() if line.startswith("hparam n_ctx_train "))
         n_ctx = min(ctx, trained)
         tape, _ = build(gguf, n_ctx)

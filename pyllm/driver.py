@@ -93,7 +93,7 @@ class Driver:
     def make_room(self, n_tokens: int) -> bool:
         """On the engine's thread: frees pages for so many tokens, at the cost of the cache, then of running requests; False if that is not
         enough."""
-        while not self.cache.make_room(-(-n_tokens // PAGE)):
+        while not self.cache.make_room(-(-n_tokens // PAGE), 1):
             if not self._scheduler.preempt():
                 return False
         return True
@@ -217,6 +217,9 @@ class Driver:
         task.breaks.clear()
         if self.cache.windowed:
             task.breaks.update(range(CHECKPOINT, len(task.tokens), CHECKPOINT), {hit.shared})
+            last = (len(task.tokens) - 1) // PAGE * PAGE        # for another answer: the state after a prompt's last token comes too late
+            if last >= hit.n + WORTH_WAITING and any(self._engine.recurrent):
+                task.breaks.add(last)
         self._generations[task].admit(hit.n)
         return True
 
@@ -264,7 +267,7 @@ class Driver:
         for job in jobs:
             job()
         rows = self._scheduler.next_step()
-        if rows and self.cache.make_room(sum(pages(r.task, r.n) for r in rows)):
+        if rows and self.cache.make_room(sum(pages(r.task, r.n) for r in rows), len(rows)):
             self._step(rows)
         elif rows:
             self._scheduler.preempt()
@@ -319,7 +322,7 @@ class Driver:
         if asked:
             found = {x.g.task: x for x in self.speculator.guess(asked, len(rows))}
             need = sum(pages(r.task, r.n + len(found[r.task].tokens)) if r.task in found else pages(r.task, r.n) for r in rows)
-            if self.cache.make_room(need):
+            if self.cache.make_room(need, len(rows)):
                 guesses |= found
             else:
                 for x in found.values():

@@ -121,9 +121,14 @@ class Engine:
         return n
 
     def truncate(self, seq: int, n: int) -> bool:
-        """Cuts a sequence to n tokens, which can always be done by MAX_DRAFTS + 1; False when its window's pages are gone and it must start
-        again from 0."""
+        """Cuts a sequence to n tokens, which can always be done by MAX_DRAFTS + 1 where nothing is recurrent; False when its window's pages
+        or its state there are gone and it must start again from 0."""
         return bool(lib.pyllm_seq_truncate(self._engine, seq, n, ffi.NULL) == 0)
+
+    @cached_property
+    def recurrent(self) -> tuple[bool, ...]:
+        """Of each layer group: whether its pages are states, good for one position only."""
+        return tuple(bool(self.group(g).recurrent) for g in range(len(self.windows)))
 
     @cached_property
     def windows(self) -> tuple[int, ...]:
@@ -168,7 +173,7 @@ class Engine:
         return n
 
     def free_pages(self) -> int:
-        """Pages that no sequence holds, of layers without a window."""
+        """Pages that no sequence holds, of layers without a window; where all state is recurrent, more than are ever needed."""
         n: int = lib.pyllm_engine_free_positions(self._engine)
         return n // 16
 

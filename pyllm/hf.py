@@ -71,7 +71,8 @@ def metadata(config: Config, arch: Arch) -> dict[str, Any]:
     kinds = config.get("layer_types")
     if kinds and found.get("attention.sliding_window"):
         found["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in kinds]
-    found.update(_rope_metadata(config))
+    if arch.attends:
+        found.update(_rope_metadata(config))
     found.update(arch.hf_hparams(config))
     return {f"{arch.name}.{key}": value for key, value in found.items()}
 

@@ -53,10 +53,10 @@ class Config:
     n_layers: int = _row("block_count", int, 1, 1024, hf="num_hidden_layers")
     n_ctx_train: int = _row("context_length", int, 1, 1 << 30, hf="max_position_embeddings")
     n_embd: int = _row("embedding_length", int, 1, 1 << 20, hf="hidden_size")
-    n_ff: int = _row("feed_forward_length", int, 1, 1 << 24, hf="intermediate_size")
+    n_ff: int = _row("feed_forward_length", int, 0, 1 << 24, hf="intermediate_size")
     n_experts: int = _row("expert_count", int, 0, 4096, 0, "num_experts")
     n_experts_used: int = _row("expert_used_count", int, 0, 64, 0, "num_experts_per_tok")
-    expert_ff: int = _row("expert_feed_forward_length", int, 1, 1 << 24, lambda v: v["n_ff"], "moe_intermediate_size")
+    expert_ff: int = _row("expert_feed_forward_length", int, 0, 1 << 24, lambda v: v["n_ff"], "moe_intermediate_size")
     n_expert_groups: int = _row("expert_group_count", int, 0, 4096, 0, "n_group")
     n_expert_groups_used: int = _row("expert_group_used_count", int, 0, 4096, lambda v: v["n_expert_groups"], "topk_group")
     expert_gating: int = _row("expert_gating_func", int, 1, 3, 1)
@@ -70,6 +70,7 @@ class Config:
     latent_head_dim: int = _row("attention.key_length_mla", int, 16, 1024, lambda v: v["head_dim"])
     latent_value_dim: int = _row("attention.value_length_mla", int, 16, 1024, lambda v: v["value_dim"])
     eps: float = _row("attention.layer_norm_rms_epsilon", float, 1e-20, 1.0, hf="rms_norm_eps")
+    group_eps: float = _row("attention.group_norm_epsilon", float, 1e-20, 1.0, 64e-5)
     attn_scale: float = _row("attention.scale", float, 1e-9, 1e9, None)
     attn_temperature: float = _row("attention.temperature_scale", float, 0, 1e3, 0.0)
     temperature_length: int = _row("attention.temperature_length", int, 1, 1 << 30, lambda v: v["n_ctx_train"])
@@ -94,6 +95,9 @@ class Config:
     yarn_beta_fast: float = _row("rope.scaling.yarn_beta_fast", float, 1e-3, 1e6, 32.0)
     yarn_beta_slow: float = _row("rope.scaling.yarn_beta_slow", float, 1e-3, 1e6, 1.0)
 
+    wkv_head: int = _row("wkv.head_size", int, 1, 256, 64, "head_size")
+    rescale_every: int = _row("rescale_every_n_layers", int, 0, 1024, 0, "rescale_every")
+
     def is_local(self, layer: int) -> bool:
         """Whether a layer attends only within the window: in patterns of n, the last layer of every n is global."""
         if isinstance(self.window_pattern, tuple):
@@ -104,6 +108,7 @@ class Config:
         return self.window if self.is_local(layer) else 0
 
 
+_ATTENTION = ("attention.head_count", "attention.key_length", "attention.value_length", "rope.")     # nothing to models without attention
 TABLE: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Config) if "spec" in f.metadata}
 
 
@@ -118,6 +123,9 @@ def read(kv: Values, arch: Arch, path: str, n_vocab: int, n_ctx: int | None) -> 
     for name, spec in TABLE.items():
         key = f"{arch.name}.{key_of(name, arch)}"
         raw = kv.get(key)
+        if not arch.attends and key_of(name, arch).startswith(_ATTENTION):
+            values[name] = spec.default if isinstance(spec.default, int | float | str) else None if spec.default is None else 0
+            continue
         if raw is None:
             default = arch.defaults.get(name, spec.default)
             if default is REQUIRED:
@@ -131,7 +139,8 @@ def read(kv: Values, arch: Arch, path: str, n_vocab: int, n_ctx: int | None) -> 
         else:
             values[name] = _checked(key, spec, _same_for_all_layers(key, raw, path), path)
     config = Config(path=path, arch=arch.name, n_vocab=n_vocab, n_ctx=n_ctx or values["n_ctx_train"], **values)
-    _check_together(config)
+    if arch.attends:
+        _check_together(config)
     return config
 
 

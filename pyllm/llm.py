@@ -23,6 +23,7 @@ from ._core import ffi, lib
 from .build import build
 from .cost import Cost, run_costs
 from .dialogue import Asked, Message, Messages, Readers, ask
+from .draft import check_state
 from .draft import load as load_draft
 from .driver import Driver
 from .engine import MAX_LOGITS, MAX_ROWS, METAL, PARALLEL, Engine, plan_bytes
@@ -33,7 +34,7 @@ from .loading import at_once, no_thread
 from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
-from .speculation import mode_of
+from .speculation import Mode, mode_of
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ T = TypeVar("T")
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
+# RWKV's "World" models; files of llama.cpp name it instead of spelling it out.
+RWKV_WORLD = ("{% for m in messages %}{% if m.role == 'user' %}User: {% elif m.role == 'assistant' %}Assistant: {% endif %}"
+              "{{ m.content | trim }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}")
+
+UNLIMITED = 1 << 20     # tokens, of models that keep nothing of a token but a state
 SPECULATE = ("off", "auto")     # without and with a draft model, unless something else is asked for
 LONG_TEXT = 1 << 16     # characters from which on a text is looked at in pieces first
 
@@ -129,6 +135,7 @@ class LLM:
         draft_ctx = 0
         try:
             if self.draft_path is not None:
+                check_state(self.path, tape)
                 drafting, draft_ctx = load_draft(self.draft_path, self.path, self.ctx, self.threads, kv, self.level, self.parallel)
                 drafting.follow(self._engine)
             self._driver = Driver(self._engine, self.parallel, max_waiting, stall_s, partial(_is_end, self.tokenizer), drafting,
@@ -292,7 +299,7 @@ class LLM:
         if self._template is None:
             from .chat import ChatTemplate
 
-            source = self._chat_source or _valid_text(self._metadata.get("tokenizer.chat_template")) or CHATML
+            source = self.template_source or CHATML
             names = [self.tokenizer.token_text(t) if t is not None else "" for t in (self.tokenizer.bos, self.tokenizer.eos)]
             if source is CHATML and len(self.tokenizer.encode("<|im_start|>", add_special=False)) != 1:
                 raise errors.UnsupportedTemplate(f"{self.path} has no chat template\nhint: use complete(), or give --chat-template FILE")
@@ -302,7 +309,8 @@ class LLM:
     @property
     def template_source(self) -> str:
         """The chat template as it is written, or an empty text."""
-        return self._chat_source or _valid_text(self._metadata.get("tokenizer.chat_template"))
+        source = self._chat_source or _valid_text(self._metadata.get("tokenizer.chat_template"))
+        return RWKV_WORLD if source == "rwkv-world" else source
 
     @property
     def can_infill(self) -> bool:
@@ -487,6 +495,8 @@ class LLM:
             bias = dict.fromkeys(self._padding, float("-inf")) | dict(options.logit_bias or {})
             options = Options(**{**options.__dict__, "logit_bias": bias})
         mode = self._mode if options.speculate is None else mode_of(options.speculate, self.draft_path is not None)
+        if any(self._engine.recurrent):     # a token that was guessed wrong could not be taken back
+            mode = Mode()
         sampler = Sampler(options, self.tokenizer, self._engine.n_vocab)
         reading = self._readers.reading(ids, asked)
         g = Generation(ids, options, self.tokenizer, sampler, self.ctx, self._driver.cancel, reading=reading, mode=mode,
@@ -638,9 +648,12 @@ def _fit(gguf: GGUF, ctx: int | None, threads: int, kv: str, parallel: int, refu
         ctx = _whole("ctx", ctx, 1 << 24)
     tape, _ = build(gguf, ctx)
     trained, free = _trained_ctx(tape), memory.available()
+    grows = "\nattn " in tape           # else there are states alone, of one size for any number of tokens
+    if not grows:
+        trained = max(trained, UNLIMITED)
     chosen = ctx or trained
     weights, cache, act = plan_bytes(gguf, tape, threads, kv, chosen, parallel)
-    if ctx is None and cache > max(free - weights - act, 0) // 2:
+    if ctx is None and grows and cache > max(free - weights - act, 0) // 2:
         per_token = cache / chosen
         chosen = max(min(512, trained), min(trained, int((free - weights - act) / 2 / per_token) // 256 * 256))
         tape, _ = build(gguf, chosen)

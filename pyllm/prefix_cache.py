@@ -6,6 +6,9 @@ the tree keeps them, sequences share them, and those that no sequence holds go w
 
 Layers with a sliding window keep their pages only where somebody may go on, at the end of a request and where `insert` is told to set a
 mark: all the pages that the next token sees there. A hit goes to the deepest point at which every layer group is complete.
+
+A page of recurrent steps is a state, which serves the token behind its last one and no other. It is kept as a window's pages are; what
+others begin with stays beside them, and where there is nothing but states, paths that lead to none go.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ class PrefixCache:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._windows = engine.windows
+        self._recurrent = engine.recurrent.index(True) if any(engine.recurrent) else None
         self._main = engine.windows.index(0) if 0 in engine.windows else 0
         self._roots: dict[str, Node] = {}
         self._kept = [set[int]() for _ in engine.windows]       # pages of the tree
@@ -63,40 +67,33 @@ class PrefixCache:
     def match(self, client: str, tokens: Sequence[int], limit: int, least: int = PAGE, parts: bool = True) -> Hit:
         """The longest beginning of tokens[:limit] that can be gone on from, of at least `least` tokens; without parts, of whole pages."""
         node, path = self._roots.get(client), list[Node]()
-        best, best_path, runs = 0, 0, [0] * len(self._windows)
-        if node is None:
-            return Hit(0, [], 0)
-        while (len(path) + 1) * PAGE <= limit:
-            child = node.children.get(tuple(tokens[len(path) * PAGE:(len(path) + 1) * PAGE]))
-            if child is None:
-                break
+        best, depth, end, runs = 0, 0, list[Node](), [0] * len(self._windows)       # the hit: path[:depth] and end
+        while node is not None:
+            shared = len(path) * PAGE
+            child = node.children.get(tuple(tokens[shared:shared + PAGE])) if shared + PAGE <= limit else None
+            if parts and (child is None or self._recurrent is not None):
+                part, n = self._part(node, tuple(tokens[shared:min(limit, shared + PAGE)]))
+                if part is not None and shared + n >= least and self._complete(_extend(runs, part), len(path) + 1, shared + n):
+                    best, depth, end = shared + n, len(path), [part]
             node = child
-            path.append(node)
-            self._extend(runs, node)
-            if self._complete(runs, len(path), len(path) * PAGE):
-                best = len(path) * PAGE
-                best_path = len(path)
-        shared = len(path) * PAGE
-        part, n = self._part(node, tuple(tokens[shared:min(limit, shared + PAGE)])) if parts else (None, 0)
-        if part is not None and shared + n >= least:
-            self._extend(runs, part)
-            if self._complete(runs, len(path) + 1, shared + n):
-                path.append(part)
-                best, best_path = shared + n, len(path)
-        return Hit(best, path[:best_path], shared)
-
-    def _extend(self, runs: list[int], node: Node) -> None:
-        """runs: how many nodes at the end of a path have the group's page."""
-        for g, page in enumerate(node.pages):
-            runs[g] = runs[g] + 1 if page >= 0 else 0
+            if child is not None:
+                path.append(child)
+                runs = _extend(runs, child)
+                if self._complete(runs, len(path), len(path) * PAGE):
+                    best, depth, end = len(path) * PAGE, len(path), []
+        return Hit(best, path[:depth] + end, len(path) * PAGE)
 
     def _complete(self, runs: list[int], depth: int, n: int) -> bool:
         """Whether the token at position n finds all the pages that it sees."""
         return all(runs[g] >= depth - first_page(w, n) for g, w in enumerate(self._windows))
 
     def _part(self, node: Node, tokens: tuple[int, ...]) -> tuple[Node | None, int]:
-        """The child that shares most of the next tokens, and how many."""
+        """The child that shares most of the next tokens, and how many; of a state all."""
         best, most = None, 0
+        if self._recurrent is not None:
+            whole = [t for t in node.tails if t.tokens == tokens[:len(t.tokens)] and t.pages[self._recurrent] >= 0]
+            best = max(whole, key=lambda t: len(t.tokens), default=None)
+            return best, len(best.tokens) if best else 0
         for child in (*node.tails, *islice(reversed(node.children.values()), SIBLINGS)):
             n = common(child.tokens, tokens)
             if n > most:
@@ -108,7 +105,7 @@ class PrefixCache:
         hit = self.match(client, tokens, limit, least)
         self._touch(hit)
         if hit.n % PAGE and not self._has_free(1):          # room for the copy; it may cost a part of this very path
-            self.make_room(1)
+            self.make_room(1, 0)
             hit = self.match(client, tokens, limit, least)
             if hit.n % PAGE and not self._has_free(1):
                 hit = self.match(client, tokens, limit, parts=False)
@@ -146,15 +143,20 @@ class PrefixCache:
         if mark and len(path) > 1:
             self._mark(path, seq, min(n, (len(path) - 1) * PAGE))
         self._offer(path[-1])
+        self._prune(path[-1])
 
     def _add(self, parent: Node, tokens: tuple[int, ...], pages: list[int]) -> Node:
         """A new page; of windowed layers only marks keep theirs."""
         node = parent.children[tokens] = Node(parent, tokens, [-1 if w else p for w, p in zip(self._windows, pages, strict=True)])
         self._keep(node.pages)
         self.n_nodes += 1
-        for t in [t for t in parent.tails if tokens[:len(t.tokens)] == t.tokens]:
+        for t in self._shorter(parent, tokens):
             self._remove(t)
         return node
+
+    def _shorter(self, parent: Node, tokens: tuple[int, ...]) -> list[Node]:
+        """Tails that a page with these tokens makes useless."""
+        return [t for t in parent.tails if (t.tokens == tokens if self._recurrent is not None else t.tokens == tokens[:len(t.tokens)])]
 
     def _add_tail(self, parent: Node, tokens: tuple[int, ...], pages: list[int]) -> list[Node]:
         """A page that is not full; nothing if there is one that begins with the same tokens, or if this is a part of a kept one (the
@@ -162,10 +164,10 @@ class PrefixCache:
         if any(p in kept for p, kept in zip(pages, self._kept, strict=True)):
             return []
         for other in (*parent.tails, *islice(reversed(parent.children.values()), SIBLINGS)):
-            if other.tokens[:len(tokens)] == tokens and min(other.pages) >= 0:
+            if (other.tokens if self._recurrent is not None else other.tokens[:len(tokens)]) == tokens and min(other.pages) >= 0:
                 other.used = next(self._clock)
                 return []
-        shorter = [t for t in parent.tails if tokens[:len(t.tokens)] == t.tokens]
+        shorter = self._shorter(parent, tokens)
         node = Node(parent, tokens, pages)
         self._keep(pages)
         parent.tails.append(node)
@@ -195,10 +197,11 @@ class PrefixCache:
 
     # ---- giving back ----
 
-    def make_room(self, n: int) -> bool:
-        """Gives pages up until n are free in every layer group; False if there are not enough that no sequence holds."""
+    def make_room(self, n: int, states: int = 1) -> bool:
+        """Gives pages up until n are free in every layer group, of recurrent ones `states`, one for each sequence of a step; False if there
+        are not enough that no sequence holds."""
         for g, w in enumerate(self._windows):
-            while self._engine.group(g).n_free < n:
+            while self._engine.group(g).n_free < (states if g == self._recurrent else n):
                 if not (w and self._unmark_oldest()) and not self._evict():
                     return False
         return True
@@ -229,6 +232,7 @@ class PrefixCache:
         node = self._oldest(self._marks)
         if node is not None:
             self._unmark(node)
+            self._prune(node)
         return node is not None
 
     def _oldest(self, heap: list[tuple[int, int, Node]]) -> Node | None:
@@ -264,6 +268,12 @@ class PrefixCache:
         if not parent.children and not parent.tails:
             self._offer(parent)
 
+    def _prune(self, node: Node) -> None:
+        """A leaf without pages leads nowhere: it goes, and so do those above that led to it alone."""
+        while (parent := node.parent) is not None and not node.children and not node.tails and max(node.pages) < 0:
+            self._remove(node)
+            node = parent
+
     def _unmark(self, node: Node) -> None:
         node.marked = False
         depth, at = 0, node
@@ -298,7 +308,8 @@ class PrefixCache:
             node.used = now
 
     def _has_free(self, n: int) -> bool:
-        return all(self._engine.group(g).n_free >= n for g in range(len(self._windows)))
+        """Of pages that are copied: states are not."""
+        return all(self._engine.group(g).n_free >= n for g in range(len(self._windows)) if g != self._recurrent)
 
     def _lists(self, path: Sequence[Node]) -> list[list[int]]:
         return [[node.pages[g] for node in path] for g in range(len(self._windows))]
@@ -312,6 +323,11 @@ class PrefixCache:
         self._engine.drop([[p] for p in pages])
         for p, kept in zip(pages, self._kept, strict=True):
             kept.discard(p)
+
+
+def _extend(runs: list[int], node: Node) -> list[int]:
+    """runs: how many nodes at the end of a path have the group's page."""
+    return [n + 1 if page >= 0 else 0 for n, page in zip(runs, node.pages, strict=True)]
 
 
 def first_page(window: int, n: int) -> int:

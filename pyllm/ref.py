@@ -65,6 +65,13 @@ class _Run:
         if not span:
             return whole
         a, b = map(int, span[:-1].split(":"))
+        return whole.reshape(-1, whole.shape[-1])[a:b] if whole.ndim > 2 else whole[a:b]
+
+    def vector(self, name: str) -> Array:
+        """A vector, also where the file has it with more dimensions."""
+        stem, _, span = name.partition("[")
+        whole = np.asarray(self.weights(stem), np.float64).ravel()
+        a, b = map(int, span[:-1].split(":")) if span else (0, len(whole))
         return whole[a:b]
 
     def times(self, x: Array, name: str) -> Array:
@@ -98,7 +105,7 @@ class _Run:
         return self.weight(name).reshape(-1, parts.shape[-1])
 
     def linear(self, x: Array, w: str, bias: str, act: str = "", add: str | None = None) -> tuple[Array, ...]:
-        products = (self.times(x, m) + (0 if b == "-" else self.weight(b)) for m, b in zip(w.split(","), bias.split(","), strict=True))
+        products = (self.times(x, m) + (0 if b == "-" else self.vector(b)) for m, b in zip(w.split(","), bias.split(","), strict=True))
         return tuple(self.plus(_act(act, y) if act else y, add) for y in products)
 
     def rope(self, q: Array, k: Array, angles: str, heads: str, dim: str, rot: str, neox: str, norm: str, eps: str) -> tuple[Array, ...]:
@@ -153,6 +160,70 @@ class _Run:
         stack = self.weight(w)
         heads = x.reshape(len(x), len(stack), -1)
         return np.stack([self.product(heads[:, h], w, m) for h, m in enumerate(stack)], axis=1).reshape(len(x), -1)
+
+    def shift(self, x: Array, state: str) -> Array:
+        return np.concatenate([np.zeros_like(x[:1]), x[:-1]])
+
+    def conv(self, x: Array, state: str, w: str, bias: str, act: str = "") -> Array:
+        kernel = self.vector(w).reshape(x.shape[1], -1)
+        k = kernel.shape[1]
+        padded = np.concatenate([np.zeros((k - 1, x.shape[1])), x])
+        y = np.zeros_like(x) + (0 if bias == "-" else self.vector(bias))
+        for i in range(k):
+            y = y + padded[i:i + len(x)] * kernel[:, i]
+        return _act(act, y) if act else y
+
+    def wkv(self, r: Array, k: Array, v: Array, state: str, heads: str, u: str, w: str, by: str | None = None) -> Array:
+        decay = np.exp(-np.exp(self.vector(w) + (np.zeros_like(r) if by is None else self.values[by])))
+        first = self.vector(u).reshape(int(heads), -1)
+        r, k, v, decay = (x.reshape(len(x), int(heads), -1) for x in (r, k, v, decay))
+        s, out = np.zeros((*k.shape[1:], v.shape[2])), np.zeros_like(r)
+        for t in range(len(r)):
+            kv = k[t, :, :, None] * v[t, :, None, :]
+            out[t] = np.einsum("hi,hij->hj", r[t], s + first[:, :, None] * kv)
+            s = decay[t, :, :, None] * s + kv
+        return out.reshape(len(r), -1)
+
+    def wkv7(self, r: Array, w: Array, k: Array, v: Array, a: Array, state: str, heads: str, k_k: str, k_a: str,
+             r_k: str) -> tuple[Array, Array]:
+        e = (k * self.vector(k_k)).reshape(len(k), int(heads), -1)
+        e = e / np.maximum(np.linalg.norm(e, axis=2, keepdims=True), 1e-12)
+        k = k * (1 + (a - 1) * self.vector(k_a))
+        decay = np.exp(-0.606531 / (1 + np.exp(-w)))
+        r, k, v, a, decay = (x.reshape(e.shape) for x in (r, k, v, a, decay))
+        bonus = (r * k * self.vector(r_k).reshape(e.shape[1:])).sum(axis=2, keepdims=True) * v
+        s, out = np.zeros((*k.shape[1:], v.shape[2])), np.zeros_like(r)
+        for t in range(len(r)):
+            seen = np.einsum("hi,hij->hj", e[t], s)
+            s = decay[t, :, :, None] * s - (e[t] * a[t])[:, :, None] * seen[:, None, :] + k[t, :, :, None] * v[t, :, None, :]
+            out[t] = np.einsum("hi,hij->hj", r[t], s)
+        return out.reshape(len(r), -1), bonus.reshape(len(r), -1)
+
+    def ssm(self, x: Array, dt: Array, b: Array, c: Array, state: str, states: str, a: str, d: str) -> Array:
+        rates = self.vector(a).reshape(x.shape[1], int(states))
+        s, out = np.zeros_like(rates), np.zeros_like(x)
+        for t in range(len(x)):
+            s = np.exp(dt[t][:, None] * rates) * s + (dt[t] * x[t])[:, None] * b[t]
+            out[t] = s @ c[t]
+        return out + self.vector(d) * x
+
+    def ssd(self, xbc: Array, dt: Array, state: str, heads: str, groups: str, states: str, a: str, d: str) -> Array:
+        h, g, n = int(heads), int(groups), int(states)
+        x, b, c = np.split(xbc, [xbc.shape[1] - 2 * g * n, xbc.shape[1] - g * n], axis=1)
+        x = x.reshape(len(x), h, -1)
+        b, c = (np.repeat(m.reshape(len(m), g, n), h // g, axis=1) for m in (b, c))
+        decay = np.exp(dt * self.vector(a))
+        s, out = np.zeros((h, n, x.shape[2])), np.zeros_like(x)
+        for t in range(len(x)):
+            s = decay[t][:, None, None] * s + b[t][:, :, None] * (dt[t][:, None] * x[t])[:, None, :]
+            out[t] = np.einsum("hn,hnp->hp", c[t], s)
+        return (out + self.vector(d)[:, None] * x).reshape(len(x), -1)
+
+    def mul(self, x: Array, z: Array) -> Array:
+        return x * z
+
+    def mix(self, x: Array, z: Array, w: str, by: str | None = None) -> Array:
+        return x + (z - x) * ((0 if w == "-" else self.vector(w)) + (0 if by is None else self.values[by]))
 
     def gated(self, x: Array, w: str, act: str) -> Array:
         gate, up = (self.times(x, m) for m in w.split(","))
@@ -235,6 +306,10 @@ def _act(name: str, x: Array) -> Array:
         y = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     elif name == "gelu_erf":
         y = 0.5 * x * (1 + _erf(x * np.sqrt(0.5)))
+    elif name == "tanh":
+        y = np.tanh(x)
+    elif name == "softplus":
+        y = np.logaddexp(0, x)
     elif name in ("relu", "relu2"):
         y = np.maximum(x, 0) ** (2 if name == "relu2" else 1)
     else:

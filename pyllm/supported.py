@@ -19,19 +19,20 @@ from .build import Builder, Value
 from .models import Arch, families
 
 EXPERTS, LATENT, BOTH_WAYS = "experts", "compressed KV (MLA)", "attention in both directions"
+STATE_SPACE, TIME_MIXING = "state-space layers", "RWKV time mixing"
 
 # Ops of the tape that are a feature of their own.
-_OPS = {"moe_gated": EXPERTS, "headwise": LATENT, "positions": "learned positions", "layernorm": "layer norms",
-        "temperature": "scaled queries"}
+_OPS = {"wkv": TIME_MIXING, "wkv7": TIME_MIXING, "ssm": STATE_SPACE, "ssd": STATE_SPACE, "moe_gated": EXPERTS, "headwise": LATENT,
+        "positions": "learned positions", "layernorm": "layer norms", "temperature": "scaled queries"}
 
 # What a model may need: feature, beginnings of GGUF keys without the architecture's name, entries of config.json.
 _NEEDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (EXPERTS, ("expert_count",), ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")),
     (LATENT, ("attention.kv_lora_rank",), ("kv_lora_rank",)),
     ("sparse attention by an index", ("attention.indexer.",), ("index_topk",)),
-    ("state-space layers", ("ssm.",), ("mamba_d_state", "mamba_num_heads", "ssm_state_size", "state_size")),
+    (STATE_SPACE, ("ssm.",), ("mamba_d_state", "mamba_num_heads", "ssm_state_size", "state_size")),
     ("gated delta nets", (), ("linear_num_value_heads", "linear_attn_config")),
-    ("RWKV time mixing", ("wkv.",), ("attention_hidden_size", "head_size_divisor")),
+    (TIME_MIXING, ("wkv.",), ("attention_hidden_size", "head_size_divisor")),
     ("short convolutions", ("shortconv.",), ("conv_L_cache",)),
     ("embeddings in each layer", ("embedding_length_per_layer_input",), ("hidden_size_per_layer_input",)),
     ("ALiBi", ("attention.max_alibi_bias",), ("alibi",)),

@@ -37,6 +37,7 @@ static double exp_exact(double x) { return exp(x); }
 static double silu_exact(double x) { return x / (1 + exp(-x)); }
 static double gelu_exact(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
 
+static double softplus_exact(double x) { return (x > 0 ? x : 0) + log1p(exp(-fabs(x))); }
 static double gelu_erf_exact(double x) { return 0.5 * x * (1 + erf(x * sqrt(0.5))); }
 
 /* Floats from `from` away from zero to `to`, both of one sign. half_x: the unit is 2^-24 |x|, for functions that lose all digits somewhere. */
@@ -92,6 +93,7 @@ int main(int argc, char **argv) {
     both_signs("silu32", "ulp", silu32, silu_exact, -88, 1e10f, (uint32_t)step, 0);
     both_signs("gelu32", "2^-24|x|", gelu32, gelu_exact, -1e10f, 1e10f, (uint32_t)step, 1);
     both_signs("erf32", "ulp", erf32, erf, -10, 10, (uint32_t)step, 0);
+    both_signs("softplus", "ulp", softplus32, softplus_exact, -87, 1e10f, (uint32_t)step, 0);
     both_signs("gelu_erf", "2^-24|x|", gelu_erf32, gelu_erf_exact, -1e10f, 1e10f, (uint32_t)step, 1);
     doubles(samples);
     return 0;

@@ -125,6 +125,19 @@ static inline float relu32(float x) { return x < 0.0f ? 0.0f : x; }
 static inline float relu2_32(float x) { return relu32(x) * relu32(x); }
 static inline float sigmoid32(float x) { return 1.0f / (1.0f + exp32(-x)); }
 
+/* ln(1 + e^x) = max(x, 0) + ln(1 + e), e = e^-|x|, the logarithm as 2 artanh(e / (2 + e)) by its series. */
+#define SOFTPLUS_C(n) (1.0f / (n))
+static inline float softplus32(float x) {
+    float e = exp32(-bits_f32(f32_to_bits(x) & 0x7fffffffu)), z = e / (2.0f + e), q = z * z;
+    float p = fma32(q, SOFTPLUS_C(15), SOFTPLUS_C(13));
+    p = fma32(p, q, SOFTPLUS_C(11));
+    p = fma32(p, q, SOFTPLUS_C(9));
+    p = fma32(p, q, SOFTPLUS_C(7));
+    p = fma32(p, q, SOFTPLUS_C(5));
+    p = fma32(p, q, SOFTPLUS_C(3));
+    return max32(x, 0.0f) + fma32((z + z) * q, p, z + z);
+}
+
 /* gpt-oss's gate: both inputs are limited, the sigmoid is steeper. */
 #define SWIGLU_LIMIT 7.0f
 #define SWIGLU_ALPHA 0x1.b3b646p+0f     /* 1.702 */

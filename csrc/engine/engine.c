@@ -55,7 +55,8 @@ int engine_plan(const tape *t, const pyllm_engine_params *p, int64_t *kv, int64_
     int32_t n_groups;
     kv_layer *layers = mem_array((size_t)t->n_layers + 1, sizeof *layers);
     kv_group *groups = mem_array((size_t)t->n_layers + 1, sizeof *groups);
-    int rc = layers && groups ? kv_layout(t, p, layers, groups, &n_groups, err) : err_set(err, PYLLM_ERR_MEMORY, "out of memory while planning");
+    size_t *state_at = mem_array((size_t)t->n_states + 1, sizeof *state_at);
+    int rc = layers && groups && state_at ? kv_layout(t, p, layers, groups, state_at, &n_groups, err) : err_set(err, PYLLM_ERR_MEMORY, "out of memory while planning");
     if (!rc) rc = measure(&copy, p, &z, err);
     if (!rc) {
         *kv = 0;
@@ -64,6 +65,7 @@ int engine_plan(const tape *t, const pyllm_engine_params *p, int64_t *kv, int64_
     }
     mem_free(layers);
     mem_free(groups);
+    mem_free(state_at);
     return rc;
 }
 
@@ -134,13 +136,14 @@ int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out,
     e->plan.values = mem_array((size_t)m->t.n_values, sizeof *e->plan.values);
     e->layers = mem_array((size_t)m->t.n_layers + 1, sizeof *e->layers);
     e->groups = mem_array((size_t)m->t.n_layers + 1, sizeof *e->groups);
+    e->state_at = mem_array((size_t)m->t.n_states + 1, sizeof *e->state_at);
     sizes z;
     int rc = 0;
-    if (!e->plan.values || !e->layers || !e->groups) {
+    if (!e->plan.values || !e->layers || !e->groups || !e->state_at) {
         rc = err_set(err, PYLLM_ERR_MEMORY, "out of memory while making an engine");
     } else {
         memcpy(e->plan.values, m->t.values, sizeof *e->plan.values * (size_t)m->t.n_values);
-        rc = kv_layout(&e->plan, p, e->layers, e->groups, &e->n_groups, err);
+        rc = kv_layout(&e->plan, p, e->layers, e->groups, e->state_at, &e->n_groups, err);
         if (!rc) rc = measure(&e->plan, p, &z, err);
         if (!rc && alloc_all(e, &z))
             rc = err_set(err, PYLLM_ERR_MEMORY, "out of memory or threads for an engine of %lld positions and %d threads\n"
@@ -179,6 +182,7 @@ void engine_free(pyllm_engine *e) {
     mem_free(e->runs);
     mem_free(e->layers);
     mem_free(e->groups);
+    mem_free(e->state_at);
     mem_free(e->plan.values);
     mem_free(e);
 }
@@ -214,19 +218,17 @@ static int place_rows(pyllm_engine *e, int32_t n, const int32_t *seqs, int32_t *
         sequence *s = &e->seqs[seqs[r]];
         int32_t end = r + 1;
         while (end < n && seqs[end] == seqs[r]) end++;
-        TRY(kv_reserve(e, s, end - r, err));
-        e->runs[(*n_runs)++] = (run){.row = r, .n = end - r, .pos = s->length, .pages = (const int32_t *const *)s->pages};
+        run *u = &e->runs[*n_runs];
+        *u = (run){.row = r, .n = end - r, .pos = s->length, .pages = (const int32_t *const *)s->pages};
+        TRY(kv_reserve(e, s, u->n, u, err));
+        ++*n_runs;
         for (; r < end; r++) e->pos[r] = s->length++;
     }
     return 0;
 }
 
 static void undo(pyllm_engine *e, const int32_t *seqs, int32_t n_runs) {
-    for (int32_t i = n_runs - 1; i >= 0; i--) {
-        sequence *s = &e->seqs[seqs[e->runs[i].row]];
-        kv_release_from(e, s, e->runs[i].pos, s->length);
-        s->length = e->runs[i].pos;
-    }
+    for (int32_t i = n_runs - 1; i >= 0; i--) kv_undo(e, &e->seqs[seqs[e->runs[i].row]], &e->runs[i]);
 }
 
 static double now_s(void) {
@@ -284,6 +286,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
     batch b = {.n_rows = n, .n_logits = n_logits, .n_runs = n_runs, .tokens = tokens, .pos = e->pos, .logit_rows = e->logit_rows, .runs = e->runs};
     op_ctx c = {.k = e->m->k, .pool = e->pool, .l2_bytes = e->l2_bytes, .cancel = cancel, .weights = e->m->t.weights, .values = e->plan.values, .tables = e->m->t.tables,
                 .activations = e->activations, .logits = logits, .b = &b, .kv_type = e->params.kv_type, .layers = e->layers, .groups = e->groups,
+                .states_group = e->plan.n_states ? &e->groups[e->n_groups - 1] : NULL, .state_at = e->state_at,
                 .file = e->m->file, .act = {e->act[0], e->act[1]}, .scratch = e->scratch, .scratch_bytes = e->scratch_bytes,
                 .order = e->order, .states = e->states, .states_floats = e->states_floats, .err = err};
     if (e->before && !rc) move_values(&c, e->plan.n_values, e->first_step, e->before, NULL);
@@ -305,6 +308,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
         undo(e, seqs, n_runs);
         return rc;
     }
+    for (int32_t i = 0; i < n_runs; i++) kv_commit(e, &e->seqs[seqs[e->runs[i].row]], &e->runs[i]);
     for (int32_t i = 0; i < n_runs; i++) kv_release_behind(e, &e->seqs[seqs[e->runs[i].row]]);
     return 0;
 }

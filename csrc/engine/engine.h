@@ -21,6 +21,7 @@ struct pyllm_engine {
     kv_layer *layers;           /* [n_layers] */
     kv_group *groups;           /* [n_groups] */
     int32_t n_groups;
+    size_t *state_at;           /* [n_states] bytes in a page of the recurrent group */
     int64_t max_pages;          /* of one sequence */
     sequence *seqs;             /* [max_seqs] */
     float *activations;
@@ -62,11 +63,17 @@ int64_t seq_save(const pyllm_engine *e, int32_t s, void *out, int64_t max, pyllm
 int seq_restore(pyllm_engine *e, int32_t s, const void *data, int64_t n, pyllm_error *err);
 
 /* kv.c, with page lists as in pyllm.h */
-int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, int32_t *n_groups, pyllm_error *err);
-/* Pages for positions [length, length + n) of a sequence in every group, or PYLLM_ERR_FULL and no change. The page that the first of them is
-   written to is copied before if others hold it too. */
-int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, pyllm_error *err);
-/* Gives pages of positions >= n back (those that kv_reserve took for a step that did not happen, or after a truncation). */
+/* layers, groups, state_at: [n_layers], [n_layers + 1], [n_states] places. */
+int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, size_t *state_at, int32_t *n_groups,
+              pyllm_error *err);
+/* Pages for a run, positions [length, length + n) of a sequence in every group, or PYLLM_ERR_FULL and no change. The page that the first of them
+   is written to is copied before if others hold it too. Sets from and to of the run, which begins at position `length`. */
+int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, run *u, pyllm_error *err);
+/* The step of a run did not happen: the sequence is as before kv_reserve. Of several runs of a sequence the last one first. */
+void kv_undo(pyllm_engine *e, sequence *s, const run *u);
+/* It did: the state before the run is no longer needed. */
+void kv_commit(pyllm_engine *e, sequence *s, const run *u);
+/* Gives pages of positions >= n back. */
 void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end);
 /* Gives back the pages that no later position of a windowed group can see, nor one of the last `rewind`. */
 void kv_release_behind(pyllm_engine *e, sequence *s);

@@ -1,13 +1,26 @@
-/* The page pool. Layers with the same window form a group; a page holds 16 positions of all its layers. */
+/* The page pool. Layers with the same window form a group; a page holds 16 positions of all its layers. Recurrent steps form one, too: there a
+   page holds the state of all of them after one token, the last that a sequence has of a page of positions. Rows never write over a state: a
+   run of rows gets a new page, and the old one goes back when the step is over. */
 #include "engine.h"
 
 #include "../base/alloc.h"
 
 #include <string.h>
 
-enum { KEPT_WINDOWS = 8 };
+enum { KEPT_WINDOWS = 8, KEPT_STATES = 8 };
 
-int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, int32_t *n_groups, pyllm_error *err) {
+/* A sequence holds one state, in a step two; and some are kept for later. */
+static kv_group layout_states(const tape *t, const pyllm_engine_params *p, size_t *state_at) {
+    kv_group g = {.window = 2, .recurrent = 1, .n_pages = 2 * p->max_seqs + KEPT_STATES};
+    for (int32_t i = 0; i < t->n_states; i++) {
+        state_at[i] = g.page_bytes;
+        g.page_bytes += ((size_t)t->steps[t->state_step[i]].state_floats * sizeof(float) + 63) / 64 * 64;
+    }
+    return g;
+}
+
+int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_group *groups, size_t *state_at, int32_t *n_groups,
+              pyllm_error *err) {
     *n_groups = 0;
     int64_t all = (p->n_positions + PAGE - 1) / PAGE + p->max_seqs;     /* every sequence may end in a partial page */
     for (int32_t l = 0; l < t->n_layers; l++) {
@@ -37,6 +50,7 @@ int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_
         if (n > INT32_MAX) return err_set(err, PYLLM_ERR_ARG, "%lld pages are more than the cache can number", (long long)n);
         groups[g].n_pages = (int32_t)n;
     }
+    if (t->n_states) groups[(*n_groups)++] = layout_states(t, p, state_at);
     return 0;
 }
 
@@ -79,19 +93,32 @@ static void give_back(kv_group *g, int32_t *page) {
     *page = -1;
 }
 
-int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, pyllm_error *err) {
+/* A place for the state after n more rows; the one before them stays until kv_commit or kv_undo. */
+static void reserve_state(kv_group *k, int32_t *pages, int64_t n, run *u) {
+    int64_t last = (u->pos + n - 1) / PAGE;
+    u->from = u->pos ? pages[(u->pos - 1) / PAGE] : -1;
+    u->to = kv_new_page(k);
+    for (int64_t p = (u->pos + PAGE - 1) / PAGE; p < last; p++) pages[p] = -1;
+    pages[last] = u->to;
+}
+
+int kv_reserve(pyllm_engine *e, sequence *s, int64_t n, run *u, pyllm_error *err) {
     int64_t begin = (s->length + PAGE - 1) / PAGE, end = (s->length + n + PAGE - 1) / PAGE;
     if (end > e->max_pages)
         return err_set(err, PYLLM_ERR_FULL, "a sequence of %lld tokens does not fit in a cache of %lld positions", (long long)(s->length + n),
                        (long long)(e->max_pages * PAGE));
     for (int32_t g = 0; g < e->n_groups; g++) {
-        int64_t need = end - begin + (shared_tail(&e->groups[g], s->pages[g], s->length) != NULL);
+        int64_t need = e->groups[g].recurrent ? 1 : end - begin + (shared_tail(&e->groups[g], s->pages[g], s->length) != NULL);
         if (e->groups[g].n_free < need)
             return err_set(err, PYLLM_ERR_FULL, "%lld more tokens need %lld cache pages, %d are free", (long long)n, (long long)need,
                            e->groups[g].n_free);
     }
     for (int32_t g = 0; g < e->n_groups; g++) {
         kv_group *k = &e->groups[g];
+        if (k->recurrent) {
+            reserve_state(k, s->pages[g], n, u);
+            continue;
+        }
         int32_t *tail = shared_tail(k, s->pages[g], s->length);
         if (tail) {
             int32_t mine = kv_new_page(k);
@@ -109,17 +136,38 @@ void kv_release_from(pyllm_engine *e, sequence *s, int64_t n, int64_t end) {
         for (int64_t p = (end + PAGE - 1) / PAGE - 1; p >= (n + PAGE - 1) / PAGE; p--) give_back(&e->groups[g], &s->pages[g][p]);
 }
 
+void kv_undo(pyllm_engine *e, sequence *s, const run *u) {
+    for (int32_t g = 0; g < e->n_groups; g++) {
+        if (!e->groups[g].recurrent) continue;
+        give_back(&e->groups[g], &s->pages[g][(u->pos + u->n - 1) / PAGE]);
+        if (u->from >= 0) s->pages[g][(u->pos - 1) / PAGE] = u->from;
+    }
+    kv_release_from(e, s, u->pos, s->length);
+    s->length = u->pos;
+}
+
+void kv_commit(pyllm_engine *e, sequence *s, const run *u) {
+    for (int32_t g = 0; g < e->n_groups; g++) {
+        if (!e->groups[g].recurrent || u->from < 0) continue;
+        int32_t *old = &s->pages[g][(u->pos - 1) / PAGE];
+        if (*old == u->from) *old = -1;
+        kv_leave(&e->groups[g], u->from);
+    }
+}
+
 void kv_release_behind(pyllm_engine *e, sequence *s) {
-    for (int32_t g = 0; g < e->n_groups; g++)
-        for (int64_t first = kv_first_page(&e->groups[g], s->length - e->params.rewind); s->freed[g] < first; s->freed[g]++)
-            give_back(&e->groups[g], &s->pages[g][s->freed[g]]);
+    for (int32_t g = 0; g < e->n_groups; g++) {
+        kv_group *k = &e->groups[g];
+        int64_t first = kv_first_page(k, s->length - (k->recurrent ? 0 : e->params.rewind));
+        for (; s->freed[g] < first; s->freed[g]++) give_back(k, &s->pages[g][s->freed[g]]);
+    }
 }
 
 int64_t engine_free_positions(const pyllm_engine *e) {
-    const kv_group *k = e->groups;
-    for (int32_t g = 1; g < e->n_groups && k->window; g++)
-        if (!e->groups[g].window) k = &e->groups[g];
-    return (int64_t)(k->n_free + k->n_idle) * PAGE;
+    const kv_group *k = NULL;
+    for (int32_t g = 0; g < e->n_groups; g++)
+        if (!e->groups[g].recurrent && (!k || (k->window && !e->groups[g].window))) k = &e->groups[g];
+    return k ? (int64_t)(k->n_free + k->n_idle) * PAGE : e->params.max_seqs * e->max_pages * PAGE;
 }
 
 /* ---- sequences ------------------------------------------------------------------------------------------------------ */
@@ -156,8 +204,11 @@ int64_t seq_length(const pyllm_engine *e, int32_t id) {
 int seq_truncate(pyllm_engine *e, int32_t id, int64_t n, pyllm_error *err) {
     sequence *s = seq_find(e, id);
     if (!s || n < 0 || n > s->length) return err_set(err, PYLLM_ERR_ARG, "sequence %d cannot be cut to %lld tokens", id, (long long)n);
-    for (int32_t g = 0; g < e->n_groups && n; g++)
-        if (kv_first_page(&e->groups[g], n) < s->freed[g])
+    for (int32_t g = 0; g < e->n_groups && n && n < s->length; g++)
+        if (e->groups[g].recurrent)
+            return err_set(err, PYLLM_ERR_ARG, "sequence %d cannot be cut to %lld of %lld tokens: its recurrent state has no way back\n"
+                           "hint: cut to 0 and run the tokens again", id, (long long)n, (long long)s->length);
+        else if (kv_first_page(&e->groups[g], n) < s->freed[g])
             return err_set(err, PYLLM_ERR_ARG, "sequence %d cannot be cut to %lld of %lld tokens: pages behind the window of %lld are gone\n"
                            "hint: cut to 0 and run the tokens again", id, (long long)n, (long long)s->length, (long long)e->groups[g].window);
     kv_release_from(e, s, n, s->length);

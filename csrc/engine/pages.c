@@ -32,7 +32,7 @@ int seq_attach(pyllm_engine *e, int32_t id, int64_t length, const int32_t *pages
     for (int32_t g = 0; g < e->n_groups; g++) {
         for (int64_t i = kv_first_page(&e->groups[g], length); i < n; i++)
             if (pages[g * n + i] < 0) return err_set(err, PYLLM_ERR_ARG, "page %lld of group %d is missing", (long long)i, g);
-        if (length % PAGE && !e->groups[g].n_free) return err_set(err, PYLLM_ERR_FULL, "no cache page is free to copy one to");
+        if (length % PAGE && !e->groups[g].recurrent && !e->groups[g].n_free) return err_set(err, PYLLM_ERR_FULL, "no cache page is free to copy one to");
     }
     for (int32_t g = 0; g < e->n_groups; g++) {
         kv_group *k = &e->groups[g];
@@ -42,7 +42,7 @@ int seq_attach(pyllm_engine *e, int32_t id, int64_t length, const int32_t *pages
             s->pages[g][i] = i < first ? -1 : pages[g * n + i];
             if (i >= first) kv_use(k, s->pages[g][i]);
         }
-        if (length % PAGE == 0) continue;
+        if (length % PAGE == 0 || k->recurrent) continue;
         int32_t theirs = s->pages[g][n - 1], mine = kv_new_page(k);
         memcpy(k->pool + (size_t)mine * k->page_bytes, k->pool + (size_t)theirs * k->page_bytes, k->page_bytes);
         kv_leave(k, theirs);

@@ -70,7 +70,7 @@ int64_t seq_save(const pyllm_engine *e, int32_t id, void *out, int64_t max, pyll
         const kv_group *k = &e->groups[g];
         for (int64_t i = kv_first_page(k, length); i < (length + PAGE - 1) / PAGE; i++, p += k->page_bytes)
             memcpy(p, k->pool + (size_t)s->pages[g][i] * k->page_bytes, k->page_bytes);
-        if (length % PAGE) clear_page(e, g, p - k->page_bytes, (int)(length % PAGE));
+        if (length % PAGE && !k->recurrent) clear_page(e, g, p - k->page_bytes, (int)(length % PAGE));
     }
     uint64_t sum = checksum(out, (size_t)bytes - 8);
     memcpy(p, &sum, 8);

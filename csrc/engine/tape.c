@@ -108,7 +108,7 @@ static int split_slice(word *w, int64_t *a, int64_t *b) {
     const char *at = open + 1;
     word first = next_word(&at, end, ':'), last = {at, (size_t)(end - at)};
     w->n = (size_t)(open - w->s);
-    return parse_int(first, a) || parse_int(last, b) || *a < 0 || *b <= *a || *a % GROUP || *b % GROUP ? -1 : 0;
+    return parse_int(first, a) || parse_int(last, b) || *a < 0 || *b <= *a || *a % GROUP ? -1 : 0;
 }
 
 static int resolve(parser *p, weight *w, int64_t b) {
@@ -123,13 +123,12 @@ static int resolve(parser *p, weight *w, int64_t b) {
     const qtype_info *q = qtype_get(info.type);
     if (!q) return err_set(p->err, PYLLM_ERR_UNSUPPORTED, "tensor %s has type id %u, which this build does not know\n"
                            "hint: a newer version may read it, or requantize the model", w->name, info.type);
-    if (info.ne[3] != 1 || (w->is_vector && info.ne[2] != 1) || (info.ne[2] != 1 && b >= 0))
-        return err_set(p->err, PYLLM_ERR_FORMAT, "tensor %s has more dimensions than its use allows", w->name);
-    w->stack = info.ne[2];
-    int64_t n = w->is_vector ? info.ne[0] * info.ne[1] : info.ne[1] * info.ne[2];       /* vectors may come as a stack, one for each head */
+    if (info.ne[3] != 1 && !w->is_vector) return err_set(p->err, PYLLM_ERR_FORMAT, "tensor %s has more dimensions than its use allows", w->name);
+    w->stack = b < 0 && !w->is_vector ? info.ne[2] : 1;
+    int64_t n = info.ne[1] * info.ne[2] * (w->is_vector ? info.ne[0] * info.ne[3] : 1);     /* vectors may come as a stack, one for each head */
     if (b < 0) b = n;
-    if (b > n) return err_set(p->err, PYLLM_ERR_FORMAT, "tape line %d: %s has %lld rows, the slice ends at %lld", p->line, w->name,
-                              (long long)n, (long long)b);
+    if (b > n || (b % GROUP && b != n)) return err_set(p->err, PYLLM_ERR_FORMAT, "tape line %d: %s has %lld rows, the slice ends at %lld", p->line, w->name,
+                                                       (long long)n, (long long)b);
     w->n = b - w->row0;
     w->k = w->is_vector ? 0 : info.ne[0];
     if (w->n < 1 || (!w->is_vector && (w->k < 1 || w->k % q->elems || (q->act > 1 && w->k % q->act))))
@@ -309,6 +308,18 @@ static int parse_step(parser *p, word op) {
 
 /* ---- whole tape ---------------------------------------------------------------------------------------------------------- */
 
+static int has_state(const step *s) { return !strncmp(s->op->params, "state:i", 7); }
+
+/* Notes where the attention or recurrent step of each number is. Step 0 is neither: it has no input. */
+static int number_step(parser *p, int32_t i, int32_t *steps, int32_t n, const char *what) {
+    const step *s = &p->t->steps[i];
+    int64_t number = s->p[0].i[0];
+    if (number >= n || steps[number])
+        return err_set(p->err, PYLLM_ERR_FORMAT, "tape line %d: %s %lld twice or out of range", s->line, what, (long long)number);
+    steps[number] = i;
+    return 0;
+}
+
 static int check_end(parser *p) {
     tape *t = p->t;
     if (!t->n_steps || !t->n_vocab || !t->n_ctx_train) return fail(p, "steps, n_vocab and n_ctx_train are needed", none);
@@ -322,18 +333,17 @@ static int check_end(parser *p) {
         if (!strcmp(s->op->name, "embed") && t->weights[s->p[0].id[0]].n < t->n_vocab)
             return err_set(p->err, PYLLM_ERR_FORMAT, "embedding %s has fewer rows than the vocabulary's %lld", t->weights[s->p[0].id[0]].name,
                            (long long)t->n_vocab);
-        if (!strcmp(s->op->name, "attn")) t->n_layers++;
+        t->n_layers += !strcmp(s->op->name, "attn");
+        t->n_states += has_state(s);
     }
-    if (!t->n_layers) return fail(p, "at least one attn is needed", none);
+    if (!t->n_layers && !t->n_states) return fail(p, "at least one attn or recurrent step is needed", none);
     t->attn_step = mem_array((size_t)t->n_layers + 1, sizeof *t->attn_step);
-    if (!t->attn_step) return err_set(p->err, PYLLM_ERR_MEMORY, "out of memory while reading the tape");
+    t->state_step = mem_array((size_t)t->n_states + 1, sizeof *t->state_step);
+    if (!t->attn_step || !t->state_step) return err_set(p->err, PYLLM_ERR_MEMORY, "out of memory while reading the tape");
     for (int32_t i = 0; i < t->n_steps; i++) {
         const step *s = &t->steps[i];
-        if (strcmp(s->op->name, "attn")) continue;
-        int64_t layer = s->p[0].i[0];
-        if (layer >= t->n_layers || t->attn_step[layer]) return err_set(p->err, PYLLM_ERR_FORMAT, "tape line %d: layer %lld twice or out of range",
-                                                                         s->line, (long long)layer);
-        t->attn_step[layer] = i;
+        int attn = !strcmp(s->op->name, "attn");
+        if (attn || has_state(s)) TRY(number_step(p, i, attn ? t->attn_step : t->state_step, attn ? t->n_layers : t->n_states, attn ? "layer" : "state"));
     }
     for (int64_t i = 0; i < gguf_n_tensors(p->g); i++) {
         pyllm_tensor info;
@@ -392,6 +402,7 @@ void tape_free(tape *t) {
     mem_free(t->tables);
     mem_free(t->weights);
     mem_free(t->attn_step);
+    mem_free(t->state_step);
     memset(t, 0, sizeof *t);
 }
 

@@ -4,10 +4,10 @@
 #include "kernels.h"
 
 typedef void kernels_init(kernels *k);
-kernels_init init_matmul_ref, init_attn_ref, init_vec_ref, init_quantize_ref;
-kernels_init init_matmul_avx2, init_attn_avx2, init_vec_avx2, init_quantize_avx2, init_matmul_avxvnni, init_attn_avxvnni;
-kernels_init init_matmul_avx512vnni, init_attn_avx512vnni, init_vec_avx512vnni, init_quantize_avx512vnni, init_matmul_amx;
-kernels_init init_matmul_neon, init_attn_neon, init_vec_neon, init_quantize_neon, init_matmul_dotprod, init_attn_dotprod, init_matmul_i8mm;
+kernels_init init_matmul_ref, init_attn_ref, init_vec_ref, init_quantize_ref, init_scan_ref;
+kernels_init init_matmul_avx2, init_attn_avx2, init_vec_avx2, init_quantize_avx2, init_scan_avx2, init_matmul_avxvnni, init_attn_avxvnni;
+kernels_init init_matmul_avx512vnni, init_attn_avx512vnni, init_vec_avx512vnni, init_quantize_avx512vnni, init_scan_avx512vnni, init_matmul_amx;
+kernels_init init_matmul_neon, init_attn_neon, init_vec_neon, init_quantize_neon, init_scan_neon, init_matmul_dotprod, init_attn_dotprod, init_matmul_i8mm;
 
 /* Records "slot=symbol", in place of what a lower level recorded for the slot. */
 void kernel_name(kernels *k, const char *name, int slot_len);

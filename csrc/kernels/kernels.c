@@ -7,12 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ALL_FAMILIES(level) {#level, {init_matmul_##level, init_attn_##level, init_vec_##level, init_quantize_##level}}
+#define ALL_FAMILIES(level) {#level, {init_matmul_##level, init_attn_##level, init_vec_##level, init_quantize_##level, init_scan_##level}}
 /* Levels that add integer dot products to the one below; the rest is inherited. */
 #define DOT_FAMILIES(level) {#level, {init_matmul_##level, init_attn_##level}}
 static const struct level {
     const char *name;
-    kernels_init *init[4];
+    kernels_init *init[5];
 } levels[] = {
     ALL_FAMILIES(ref),
 #if defined(__x86_64__) && !defined(PYLLM_NO_AVX2)
@@ -58,7 +58,7 @@ static void build(void) {
         supported[l] = cpu_has(levels[l].name);
         if (!supported[l]) continue;
         for (int below = 0; below <= l; below++)
-            for (int f = 0; f < 4; f++)
+            for (int f = 0; f < 5; f++)
                 if (supported[below] && levels[below].init[f]) levels[below].init[f](&tables[l]);
         tables[l].level = levels[l].name;
         if (*names) strcat(names, " ");

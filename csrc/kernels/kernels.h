@@ -53,7 +53,7 @@ typedef void rmsnorm_fn(const float *x, const float *w, float *y, int64_t n, flo
 typedef void layernorm_fn(const float *x, const float *w, const float *b, float *y, int64_t n, float eps);
 /* Activations by kind, name on the tape, and function of base/math.h; kinds are numbered in this order. */
 #define ACTS(X) X(SILU, silu, silu) X(GELU_TANH, gelu, gelu) X(GELU_ERF, gelu_erf, gelu_erf) X(RELU, relu, relu) X(RELU2, relu2, relu2_) \
-    X(SIGMOID, sigmoid, sigmoid)
+    X(SIGMOID, sigmoid, sigmoid) X(TANH, tanh, tanh) X(SOFTPLUS, softplus, softplus)
 #define ACT_ENUM(kind, name, fn) ACT_##kind,
 enum act_kind { ACTS(ACT_ENUM) ACT_COUNT, ACT_SWIGLU_OAI = ACT_COUNT };
 /* y = act(x). */
@@ -69,6 +69,27 @@ typedef void angles_fn(const float *freq, int64_t n, int64_t pos, float mscale, 
 /* Rotates heads*dim values: the first rot of each head turn by angles [cos rot/2 | sin rot/2], the rest is copied.
    neox 0: pairs (2i, 2i+1); neox 1: pairs (i, i + rot/2). */
 typedef void rope_fn(const float *x, const float *angles, float *y, int heads, int dim, int rot, int neox);
+
+/* ---- scans -----------------------------------------------------------------------------------------------------------
+ * One token of a recurrence, of one head. The lanes are the p values of a row of the state s [n][p], which changes in place; rows i ascend.
+ * n, p at most SCAN_MAX; no alignment needed; y overlaps nothing. */
+enum { SCAN_MAX = 256 };
+/* RWKV 5 and 6, n = p: y = sum of r[i] * (u[i]*k[i]*v + s[i]); then s[i] = w[i]*s[i] + k[i]*v with w[i] = exp(-exp(d[i])). */
+typedef void wkv_fn(float *s, int n, const float *r, const float *k, const float *v, const float *u, const float *d, float *y);
+/* RWKV 7, n = p: with w[i] = exp(WKV7_DECAY * sigmoid(d[i])), e = k*k_k scaled to length 1, x = k * (1 + (a-1)*k_a), z = sum of e[i] * s[i]:
+   s[i] = w[i]*s[i] - e[i]*a[i]*z + x[i]*v; y = sum of r[i] * s[i]; bonus = v * sum of r[i]*x[i]*r_k[i]. */
+typedef struct wkv7_args {
+    float *s;
+    int n;
+    const float *r, *d, *k, *v, *a, *k_k, *k_a, *r_k;
+    float *y, *bonus;
+} wkv7_args;
+typedef void wkv7_fn(const wkv7_args *a);
+#define WKV7_DECAY -0x1.368b3cp-1f      /* -0.606531 */
+/* Mamba: every value has a decay of its own. s[i] = exp(dt*a[i])*s[i] + b[i]*(x*dt), a [n][p]; y = d*x + sum of c[i] * s[i]. */
+typedef void ssm_fn(float *s, const float *a, int n, int p, const float *x, const float *dt, const float *b, const float *c, const float *d, float *y);
+/* Mamba 2: the same with one dt, a and d for the head. */
+typedef void ssd_fn(float *s, int n, int p, const float *x, float dt, float a, const float *b, const float *c, float d, float *y);
 
 /* ---- KV pages and attention -----------------------------------------------------------------------------------------
  * One page of one layer and kv head holds PAGE tokens. K: token is the lane. f32/f16: element [dim][16]. q8_0: for each block of 32
@@ -126,6 +147,10 @@ typedef struct kernels {
     softcap_fn *softcap;
     angles_fn *angles;
     rope_fn *rope;
+    wkv_fn *wkv;
+    wkv7_fn *wkv7;
+    ssm_fn *ssm;
+    ssd_fn *ssd;
     kv_store_fn *kv_store_k[KV_TYPES], *kv_store_v[KV_TYPES];
     attn_chunk_fn *attn_chunk[KV_TYPES];
     attn_merge_fn *attn_merge;

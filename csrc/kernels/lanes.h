@@ -95,6 +95,17 @@ INLINE fx fx_relu(fx x) { return fx_less(x, fx_set1(0), fx_set1(0), x); }
 INLINE fx fx_relu2_(fx x) { return fx_mul(fx_relu(x), fx_relu(x)); }
 INLINE fx fx_sigmoid(fx x) { return fx_div(fx_set1(1.0f), fx_add(fx_set1(1.0f), fx_exp(fx_sub(fx_set1(-0.0f), x)))); }
 
+INLINE fx fx_softplus(fx x) {
+    fx two = fx_set1(2.0f), e = fx_exp(fx_or(x, fx_set1(-0.0f))), z = fx_div(e, fx_add(two, e)), q = fx_mul(z, z), zz = fx_add(z, z);
+    fx p = fx_fma(q, fx_set1(SOFTPLUS_C(15)), fx_set1(SOFTPLUS_C(13)));
+    p = fx_fma(p, q, fx_set1(SOFTPLUS_C(11)));
+    p = fx_fma(p, q, fx_set1(SOFTPLUS_C(9)));
+    p = fx_fma(p, q, fx_set1(SOFTPLUS_C(7)));
+    p = fx_fma(p, q, fx_set1(SOFTPLUS_C(5)));
+    p = fx_fma(p, q, fx_set1(SOFTPLUS_C(3)));
+    return fx_add(fx_max(x, fx_set1(0)), fx_fma(fx_mul(zz, q), p, zz));
+}
+
 /* n (32 or 256) values to int8 by the rule of docs/numerics.md: returns d, q in [-127, 127], sums of each 16 q. Absolute values order like their
    bits, infinities and NaN last, so one integer maximum finds the largest and what is not finite. */
 INLINE float quantize_block(const float *x, int n, int8_t *q, int16_t *sum16) {

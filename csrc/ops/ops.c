@@ -34,6 +34,7 @@ int op_fail(const op_check *c, const step *s, const char *fmt, ...) {
 size_t gated_scratch_bytes(void);
 size_t attn_worker_bytes(const step *s);
 
+size_t ssm_scratch_bytes(const step *s);
 size_t moe_scratch_bytes(const weight *w);
 
 size_t op_scratch_bytes(const weight *weights, const value *values, const step *s) {
@@ -41,6 +42,7 @@ size_t op_scratch_bytes(const weight *weights, const value *values, const step *
         return moe_scratch_bytes(&weights[s->p[0].id[0]]);
     if (s->op->run == run_route) return 2 * sizeof(float) * (size_t)values[s->in[0]].width;
     if (s->op->run == run_gated) return gated_scratch_bytes();
+    if (s->op->run == run_ssm) return ssm_scratch_bytes(s);
     if (s->op->run == run_attn) return attn_worker_bytes(s);
     if (s->op->run == run_embed || s->op->run == run_positions) {       /* one row of file bytes */
         const weight *w = &weights[s->p[0].id[0]];

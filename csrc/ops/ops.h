@@ -1,7 +1,7 @@
 /* Operations: matrices and batches in, matrices out. Ops know no architecture and no tensor format; they call kernels.
  *
- * A value is f32 [T, width], row-major. Weights are packed matrices or f32 vectors. Sequences exist only inside attn, through the
- * batch's page tables. */
+ * A value is f32 [T, width], row-major. Weights are packed matrices or f32 vectors. Sequences exist only inside attn and the recurrent ops,
+ * through the batch's runs. */
 #ifndef PYLLM_OPS_H
 #define PYLLM_OPS_H
 #include "../base/err.h"
@@ -9,7 +9,7 @@
 #include "../formats/gguf.h"
 #include "../kernels/kernels.h"
 
-enum { OP_MAX = 3, PARAM_MAX = 10 };
+enum { OP_MAX = 6, PARAM_MAX = 10 };
 
 /* A matrix (packed, n rows of k) or a vector (f32, n elements) that the tape names, possibly a slice of a tensor. */
 typedef struct weight {
@@ -56,6 +56,7 @@ typedef struct step {
     int32_t line, n_out, n_in;
     int32_t out[OP_MAX], in[OP_MAX];
     param p[PARAM_MAX];
+    int64_t state_floats;       /* of one sequence; ops without state: 0 */
 } step;
 
 /* The KV cache as attn sees it. A layer's page: kv_heads times K then V (kernels.h), at `offset` of its group's page. v_bytes 0: the values are
@@ -68,6 +69,7 @@ typedef struct kv_layer {
 
 typedef struct kv_group {
     int64_t window;             /* 0: every position */
+    int recurrent;              /* a page is the state of all recurrent steps after one token; window is 2: a row sees that of the row before it */
     size_t page_bytes;
     int32_t n_pages;
     uint8_t *pool;
@@ -82,6 +84,7 @@ typedef struct run {
     int32_t row, n;
     int64_t pos;
     const int32_t *const *pages;    /* [group][position/PAGE] -> page of the group's pool */
+    int32_t from, to;               /* pages of the recurrent state before (-1: the sequence begins) and after the run */
 } run;
 
 typedef struct batch {
@@ -98,6 +101,7 @@ enum { EMBED_W, EMBED_SCALE };
 enum { ANGLES_TABLE, ANGLES_MSCALE };
 enum { NORM_W, NORM_EPS, NORM_GROUPS, NORM_ADD };
 enum { LAYERNORM_W, LAYERNORM_BIAS, LAYERNORM_EPS, LAYERNORM_GROUPS };
+enum { STATE };                     /* of every op with state: its number */
 enum { LINEAR_W, LINEAR_BIAS, LINEAR_ACT, LINEAR_ADD };
 enum { ROPE_ANGLES, ROPE_HEADS, ROPE_DIM, ROPE_ROT, ROPE_NEOX, ROPE_NORM, ROPE_EPS };
 enum { GATED_W, GATED_ACT };
@@ -116,7 +120,8 @@ typedef struct op_ctx {
     const batch *b;
     int kv_type;
     const kv_layer *layers;
-    const kv_group *groups;
+    const kv_group *groups, *states_group;      /* the latter NULL: no recurrent steps */
+    const size_t *state_at;         /* [states] bytes in a page of states_group */
     const pyllm_gguf *file;         /* embeddings that are not kept in memory */
     act_unit *act[2];               /* quantized input: blocks of 32, of 256 */
     uint8_t *scratch;               /* scratch_bytes a worker */
@@ -162,6 +167,15 @@ void op_add_squares(const op_ctx *c, const step *s, double *sums);
 static inline int32_t value_rows(const op_ctx *c, int32_t id) { return c->values[id].late ? c->b->n_logits : c->b->n_rows; }
 static inline float *value_ptr(const op_ctx *c, int32_t id) {
     return c->values[id].offset == SIZE_MAX ? c->logits : c->activations + c->values[id].offset;
+}
+/* A recurrent step's state before a run, NULL where the sequence begins, and the place for that after it, which nobody else reads before the step
+   is over. Runs of one sequence follow each other in the batch, each from where the one before it ended. */
+static inline const float *state_before(const op_ctx *c, const step *s, const run *u) {
+    if (u->from < 0) return NULL;
+    return (const float *)(c->states_group->pool + (size_t)u->from * c->states_group->page_bytes + c->state_at[s->p[STATE].i[0]]);
+}
+static inline float *state_after(const op_ctx *c, const step *s, const run *u) {
+    return (float *)(c->states_group->pool + (size_t)u->to * c->states_group->page_bytes + c->state_at[s->p[STATE].i[0]]);
 }
 int op_fail(const op_check *c, const step *s, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 #endif

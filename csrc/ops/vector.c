@@ -1,4 +1,5 @@
-/* Row-wise ops: embed, positions, angles, temperature, norm, layernorm, rope, rows, pool, softcap, scale, glu, add, take, join. One work item is one row. */
+/* Row-wise ops: embed, positions, angles, temperature, norm, layernorm, rope, rows, pool, softcap, scale, glu, add, mul, mix, take, join. One work
+   item is one row. */
 #include "ops.h"
 
 #include "../base/math.h"
@@ -9,6 +10,7 @@
 enum { POSITIONS_W, POSITIONS_ROW };
 enum { TEMPERATURE_SCALE, TEMPERATURE_LENGTH };
 enum { POOL_MEAN = 1, POOL_FIRST };     /* as GGUF's pooling_type */
+enum { MIX_W, MIX_BY };
 
 typedef struct row_job {
     const op_ctx *c;
@@ -403,3 +405,42 @@ static void add_row(void *ctx, int64_t r, int worker) {
 }
 
 int run_add(const op_ctx *c, const step *s) { return run_rows_of(c, s, add_row, value_rows(c, s->in[0])); }
+
+int check_mul(const op_check *c, step *s) { return check_add(c, s); }
+
+static void mul_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    int64_t n = j->c->values[j->s->in[0]].width;
+    const float *x = value_ptr(j->c, j->s->in[0]) + r * n, *z = value_ptr(j->c, j->s->in[1]) + r * n;
+    float *y = value_ptr(j->c, j->s->out[0]) + r * n;
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * z[i];
+}
+
+int run_mul(const op_ctx *c, const step *s) { return run_rows_of(c, s, mul_row, value_rows(c, s->in[0])); }
+
+int check_mix(const op_check *c, step *s) {
+    const value *x = &c->values[s->in[0]];
+    const param *w = &s->p[MIX_W], *by = &s->p[MIX_BY];
+    if (w->n != 1 || (w->id[0] < 0 && !by->n)) return op_fail(c, s, "a vector or a value to mix by is needed");
+    if (w->id[0] >= 0 && c->weights[w->id[0]].n != x->width) return op_fail(c, s, "%s does not have the input's width", c->weights[w->id[0]].name);
+    if (by->n && (c->values[by->id[0]].width != x->width || c->values[by->id[0]].late != x->late)) return op_fail(c, s, "by does not have the input's shape");
+    return check_add(c, s);
+}
+
+static void mix_row(void *ctx, int64_t r, int worker) {
+    (void)worker;
+    const row_job *j = ctx;
+    const step *s = j->s;
+    int64_t n = j->c->values[s->in[0]].width;
+    const float *x = value_ptr(j->c, s->in[0]) + r * n, *z = value_ptr(j->c, s->in[1]) + r * n;
+    const float *w = s->p[MIX_W].id[0] < 0 ? NULL : j->c->weights[s->p[MIX_W].id[0]].vec;
+    const float *by = s->p[MIX_BY].n ? value_ptr(j->c, s->p[MIX_BY].id[0]) + r * n : NULL;
+    float *y = value_ptr(j->c, s->out[0]) + r * n;
+    if (w && by)
+        for (int64_t i = 0; i < n; i++) y[i] = x[i] + (z[i] - x[i]) * (w[i] + by[i]);
+    else
+        for (int64_t i = 0; i < n; i++) y[i] = x[i] + (z[i] - x[i]) * (w ? w[i] : by[i]);
+}
+
+int run_mix(const op_ctx *c, const step *s) { return run_rows_of(c, s, mix_row, value_rows(c, s->in[0])); }

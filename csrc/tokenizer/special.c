@@ -1,4 +1,5 @@
-/* Special tokens in a text: control and user-defined ones, sorted by their bytes. A look-up is one binary search, whatever they are. */
+/* Special tokens in a text: control and user-defined ones, sorted by their bytes. A look-up is one binary search, whatever they are. The same finds
+   the longest token of a greedy vocabulary. */
 #include "vocab.h"
 
 #include "../base/alloc.h"
@@ -69,6 +70,14 @@ int special_index(pyllm_tokenizer *t) {
         sort(t, set->x, set->n);
         link_beginnings(t, set);
     }
+    if (t->kind == KIND_GREEDY) {
+        t->all.x = mem_array((size_t)t->n, sizeof *t->all.x);
+        if (!t->all.x) return -1;
+        for (int32_t id = 0; id < t->n; id++)
+            if (t->type[id] == TOKEN_NORMAL && t->bytes[id].len) t->all.x[t->all.n++] = (special){.text = t->bytes[id], .id = id};
+        sort(t, t->all.x, t->all.n);
+        link_beginnings(t, &t->all);
+    }
     for (int32_t i = 0; i < t->special[1].n; i++) {
         span x = t->special[1].x[i].text;
         const uint8_t *p = (const uint8_t *)t->arena + x.at;
@@ -83,7 +92,10 @@ int special_index(pyllm_tokenizer *t) {
 int32_t special_at(const pyllm_tokenizer *t, const char *s, int64_t n, int control) {
     unsigned two = (uint8_t)s[0] | (n > 1 ? (uint8_t)s[1] : 0u) << 8;
     if (!(t->special_start[two / 8] >> two % 8 & 1)) return -1;
-    const special_set *set = &t->special[control != 0];
+    return longest_in(t, &t->special[control != 0], s, n);
+}
+
+int32_t longest_in(const pyllm_tokenizer *t, const special_set *set, const char *s, int64_t n) {
     int32_t i = 0, end = set->n;
     while (i < end) {
         int32_t mid = i + (end - i) / 2;

@@ -1,4 +1,4 @@
-/* From text to ids and back: special tokens are cut out first, the rest goes to BPE, sentencepiece or WordPiece. */
+/* From text to ids and back: special tokens are cut out first, the rest goes to BPE, sentencepiece, WordPiece or the longest match. */
 #include "vocab.h"
 
 #include "../base/alloc.h"
@@ -35,7 +35,8 @@ int64_t tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, int add_spe
         while (e < n && (id = special_at(t, s + e, n - e, parse_special)) < 0) e++;
         if (e > i) {
             if (t->kind == KIND_WPM) wordpiece_tokenize(t, s + i, e - i, &out);
-            else TRY(t->kind == KIND_BPE ? bpe_tokenize(t, s + i, e - i, &out) : spm_piece(t, s + i, e - i, t->add_space_prefix && after_special, &out));
+            else TRY(t->kind == KIND_BPE ? bpe_tokenize(t, s + i, e - i, &out) : t->kind == KIND_GREEDY ? greedy_tokenize(t, s + i, e - i, &out)
+                     : spm_piece(t, s + i, e - i, t->add_space_prefix && after_special, &out));
             after_special = 0;
         }
         if (id >= 0) {

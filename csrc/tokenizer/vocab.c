@@ -118,6 +118,7 @@ static void set_bytes(pyllm_tokenizer *t, int32_t id, const int16_t *byte_of, ui
     char *out = t->arena + *at;
     int64_t n = -1;
     if (t->type[id] == TOKEN_CONTROL || (t->kind == KIND_BPE && t->type[id] == TOKEN_USER)) n = -1;
+    else if (t->kind == KIND_GREEDY) n = greedy_bytes(t->arena + x->at, x->len, out);
     else if (t->kind == KIND_BPE) n = bpe_bytes(t->arena + x->at, x->len, byte_of, out);
     else n = spm_bytes(t->arena + x->at, x->len, t->type[id], out);
     t->bytes[id] = n < 0 ? *x : (span){*at, (uint32_t)n};
@@ -171,6 +172,8 @@ static int index_tokens(pyllm_tokenizer *t, const source *s) {
         if (t->kind == KIND_WPM && t->type[i] != TOKEN_CONTROL && t->text[i].len) id_put(t, &t->by_bytes, t->text, i);
         if (t->text[i].len > t->longest) t->longest = t->text[i].len;
     }
+    for (int b = 0; b < 256 && t->kind == KIND_GREEDY; b++)
+        if (longest_in(t, &t->all, (const char *)&(uint8_t){(uint8_t)b}, 1) < 0) return wrong(s, "tokenizer.ggml.tokens", "lacks single bytes");
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
     for (int32_t i = t->n - 1; i >= 0; i--)
         if (t->bytes[i].len == 1 && (t->kind == KIND_BPE ? t->type[i] == TOKEN_NORMAL : t->type[i] == TOKEN_BYTE))
@@ -270,7 +273,8 @@ static int read_special(pyllm_tokenizer *t, const source *s) {
     const char *arch = text(s, "general.architecture", &len);
     t->strip_after_special = arch && len == 4 && !memcmp(arch, "phi3", 4);      /* its published tokens strip the space behind them */
     if (t->kind == KIND_WPM) TRY(read_wordpiece(t, s));
-    t->add_bos = number(s, "tokenizer.ggml.add_bos_token", t->kind != KIND_BPE || pretokenizer_adds_bos(t->pre)) != 0;
+    int adds_bos = t->kind == KIND_BPE ? pretokenizer_adds_bos(t->pre) : t->kind != KIND_GREEDY;
+    t->add_bos = number(s, "tokenizer.ggml.add_bos_token", adds_bos) != 0;
     t->add_eos = number(s, "tokenizer.ggml.add_eos_token", t->kind == KIND_WPM) != 0;
     t->add_space_prefix = t->kind == KIND_WPM || (t->kind == KIND_SPM && number(s, "tokenizer.ggml.add_space_prefix", 1) != 0);
     mark_ends(t);
@@ -285,9 +289,14 @@ static int read_kind(pyllm_tokenizer *t, const source *s) {
         t->kind = len == 5 ? KIND_SPM : KIND_WPM;
         return 0;
     }
+    if (len == 4 && !memcmp(model, "rwkv", 4)) {
+        t->kind = KIND_GREEDY;
+        return 0;
+    }
     if (len != 4 || memcmp(model, "gpt2", 4))
         return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s: tokenizer model '%.*s' is not supported\n"
-                       "hint: byte-level BPE (gpt2), sentencepiece (llama) and WordPiece (bert) are", gguf_path(s->g), (int)(len < 60 ? len : 60), model);
+                       "hint: byte-level BPE (gpt2), sentencepiece (llama), WordPiece (bert) and RWKV's (rwkv) are", gguf_path(s->g),
+                       (int)(len < 60 ? len : 60), model);
     const char *pre = text(s, "tokenizer.ggml.pre", &len);
     if (!pre) return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s does not name its pre-tokenizer (tokenizer.ggml.pre)\nhint: convert the model again", gguf_path(s->g));
     t->pre = pretokenizer_find(pre, len);
@@ -304,7 +313,8 @@ int tokenizer_new(const pyllm_gguf *g, pyllm_tokenizer **out, pyllm_error *err) 
     int rc = read_kind(t, &s);
     if (!rc) rc = read_tokens(t, &s);
     if (!rc) rc = index_tokens(t, &s);
-    if (!rc && t->kind != KIND_WPM) rc = t->kind == KIND_BPE ? read_merges(t, &s) : read_scores(t, &s);
+    if (!rc && t->kind == KIND_BPE) rc = read_merges(t, &s);
+    if (!rc && t->kind == KIND_SPM) rc = read_scores(t, &s);
     if (!rc) rc = read_special(t, &s);
     if (rc) tokenizer_free(t);
     else *out = t;
@@ -322,6 +332,7 @@ void tokenizer_free(pyllm_tokenizer *t) {
     mem_free(t->by_bytes.slot);
     mem_free(t->special[0].x);
     mem_free(t->special[1].x);
+    mem_free(t->all.x);
     mem_free(t->merges);
     mem_free(t);
 }

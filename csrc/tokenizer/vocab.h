@@ -7,7 +7,7 @@
 #include "../base/hash.h"
 
 enum token_kind { TOKEN_NORMAL = 1, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE };
-enum tokenizer_kind { KIND_BPE, KIND_SPM, KIND_WPM };
+enum tokenizer_kind { KIND_BPE, KIND_SPM, KIND_WPM, KIND_GREEDY };
 
 typedef struct span { uint32_t at, len; } span;         /* of an arena */
 
@@ -40,6 +40,7 @@ struct pyllm_tokenizer {
     id_table by_bytes;          /* byte-level BPE: all but special tokens, by bytes; sentencepiece: all but byte tokens, by text;
                                    WordPiece: all but control tokens, by text */
     special_set special[2];     /* user-defined tokens; these and control tokens */
+    special_set all;            /* greedy: the others, by their bytes */
     uint8_t special_start[8192];    /* bit per first two bytes of a special token (one-byte ones set all) */
     int32_t byte_ids[256];
     merge *merges;              /* open addressing by pair */
@@ -73,7 +74,13 @@ int special_index(pyllm_tokenizer *t);
 /* The longest special token that s[0..n), n > 0, begins with; -1 if there is none. Control tokens only if asked for. */
 int32_t special_at(const pyllm_tokenizer *t, const char *s, int64_t n, int control);
 
+/* The id of the longest text of a set that s[0..n), n > 0, begins with; -1 if there is none. */
+int32_t longest_in(const pyllm_tokenizer *t, const special_set *set, const char *s, int64_t n);
+
+/* Bytes of a token text with escapes as in Python; no more than it has itself. */
+int64_t greedy_bytes(const char *s, int64_t n, char *out);
 /* Tokens of a text without special tokens. */
+int greedy_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 int bpe_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 int spm_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 void wordpiece_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);

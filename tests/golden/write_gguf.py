@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +53,8 @@ def tensor(golden: str, name: str, shape: list[int]) -> NDArray[np.float32]:
     n = int(np.prod(shape))
     bits = np.frombuffer(hashlib.shake_256(f"{golden}/{name}".encode()).digest(4 * n), "<u4")
     u = ((bits >> 8).astype(np.float32) * np.float32(2**-23) - np.float32(1)).reshape(shape)
-    if "norm" in name or ".ln_" in name or "LayerNorm" in name:
+    rwkv_norm = golden.startswith("rwkv") and re.search(r"ln\w+\.\w+$", name)
+    if "norm" in name or ".ln_" in name or "LayerNorm" in name or rwkv_norm:
         return np.float32(0.3) * u + np.float32(0 if golden.startswith(("gemma", "nemotron")) or name.endswith("bias") else 1)
     if len(shape) == 1:
         return np.float32(0.5) * u
@@ -59,7 +62,13 @@ def tensor(golden: str, name: str, shape: list[int]) -> NDArray[np.float32]:
 
 
 def write_gguf(path: Path, weights: Mapping[str, NDArray[np.float32]], config: Mapping[str, Any], hf_class: str) -> None:
-    """An F32 GGUF of a checkpoint with a byte-fallback vocabulary, made by the converter."""
+    """An F32 GGUF of a checkpoint with a byte-fallback vocabulary, made by the converter; of RWKV's files by theirs."""
+    if hf_class.startswith("rwkv"):
+        sys.path.insert(0, str(FOLDER.parents[1] / "tools"))
+        import convert_rwkv
+
+        convert_rwkv.write(convert_rwkv.published(weights), path, hf_class, None, 4096, 64e-5)
+        return
     from pyllm.quantize.convert import convert
 
     with tempfile.TemporaryDirectory() as folder:

@@ -292,9 +292,9 @@ int main(int argc, char **argv) {
     const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
     for (int i = 0; i < 4; i++) sigaction(signals[i], &action, NULL);
     static const struct { const char *name; void (*run)(void); } tests[] = {
-        {"quantize_act", test_quantize_act}, {"dot_peak", test_dot_peak}, {"matmul", test_matmul}, {"vectors", test_vectors}, {"kv_store", test_kv_store},
+        {"quantize_act", test_quantize_act}, {"dot_peak", test_dot_peak}, {"matmul", test_matmul}, {"vectors", test_vectors}, {"scans", test_scans}, {"kv_store", test_kv_store},
         {"attention", test_attention}, {"encoders", test_encoders}, {"matmul in double", test_matmul_exact}, {"vectors in double", test_vectors_exact},
-        {"attention in double", test_attention_exact}};
+        {"scans in double", test_scans_exact}, {"attention in double", test_attention_exact}};
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         if (only_type && strncmp(tests[i].name, "matmul", 6)) continue;
         int64_t before = state.passed + state.failures;

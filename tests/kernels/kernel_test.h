@@ -64,12 +64,14 @@ void test_dot_peak(void);
 void test_matmul(void);
 void test_quantize_act(void);
 void test_vectors(void);
+void test_scans(void);
 void test_kv_store(void);
 void test_attention(void);
 void test_encoders(void);
 /* The reference against straightforward arithmetic in double, within bounds derived from the number of roundings. */
 void test_matmul_exact(void);
 void test_vectors_exact(void);
+void test_scans_exact(void);
 void test_attention_exact(void);
 void bench(void);
 

@@ -186,6 +186,7 @@ static void layernorm_exact(int n) {
    gelu: 1 + tanh cancels for negative x, so the bound is absolute: tanh within 4 ulp (8 U), its argument within 4 U of itself, which moves
    tanh by at most 4 U * max(z / cosh(z)^2) < 2 U, the sum U, the products 2 U of at most 2: 16 U of |x/2 * up|.
    swiglu_oai: the sigmoid's argument is rounded once and is at most 12 in size where the product counts: 20 U.
+   tanh: within 4 ulp (8 U). softplus: ln(1 + e) by its series, whose e is within 1 ulp and moves it by no more than itself: 8 U of either summand.
    gelu_erf: erf within 3 ulp (6 U) instead, its argument within 2 U. relu is exact, its square and the product one rounding each. */
 static double act_exact(int act, double x, double *bound) {
     double r = x < 0 ? 0 : x, s = 1 / (1 + exp(-x));
@@ -194,6 +195,8 @@ static double act_exact(int act, double x, double *bound) {
     case ACT_SIGMOID: return *bound = 5.01 * U * s, s;
     case ACT_GELU_TANH: return *bound = 16 * U * fabs(x / 2), 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
     case ACT_GELU_ERF: return *bound = 16 * U * fabs(x / 2), 0.5 * x * (1 + erf(x * sqrt(0.5)));
+    case ACT_TANH: return *bound = 9 * U * fabs(tanh(x)), tanh(x);
+    case ACT_SOFTPLUS: return *bound = 9 * U * (log1p(exp(-fabs(x))) + r), r + log1p(exp(-fabs(x)));
     default: return *bound = 2.01 * U * (act == ACT_RELU ? r : r * r), act == ACT_RELU ? r : r * r;
     }
 }

@@ -206,6 +206,16 @@ MISTAKES = [
     ("bert", r"act=gelu_erf", "act=relu"),
     ("bert", r"blk.1.attn_v.bias", "blk.1.attn_q.bias"),
     ("xlm-roberta", r"(positions x.2 .*)", r"\1 row=3"),
+    ("rwkv5", r"(mix mix1 in=)(\w+),(\w+)", r"\1\3,\2"),
+    ("rwkv5", r"groups=4", "groups=2"),
+    ("rwkv5", r"u=blk.1.time_mix_first.weight", "u=blk.1.time_mix_decay.weight"),
+    ("rwkv6", r"(wkv wkv1 .*) by=\S+", r"\1"),
+    ("rwkv6", r"(mix mix1.2 .*) by=\S+", r"\1"),
+    ("rwkv6", r"act=tanh", "act=sigmoid"),
+    ("rwkv7", r"(mix mix2.7 in=)(\w+),\w+", r"\1\2,\2"),
+    ("rwkv7", r"k_a=blk.1.time_mix_k_a.weight", "k_a=blk.1.time_mix_k_k.weight"),
+    ("rwkv7", r"(add sum1 in=\S+),bonus1", r"\1,wkv1"),
+    ("rwkv7", r"bias=blk.1.time_mix_w0.weight", "bias=-"),
 ]
 
 

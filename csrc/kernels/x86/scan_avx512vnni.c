@@ -1,0 +1,3 @@
+#include "simd_avx512vnni.h"
+
+#include "../scan_tmpl.h"
