@@ -3,6 +3,7 @@
 #include "pyllm.h"
 
 #include "base/bandwidth.h"
+#include "base/checksum.h"
 #include "base/math.h"
 #include "base/threads.h"
 #include "engine/engine.h"
@@ -189,7 +190,8 @@ int32_t pyllm_engine_n_groups(const pyllm_engine *e) { return e->n_groups; }
 int pyllm_engine_group(const pyllm_engine *e, int32_t group, pyllm_group *out) {
     if (group < 0 || group >= e->n_groups) return PYLLM_ERR_ARG;
     const kv_group *k = &e->groups[group];
-    *out = (pyllm_group){.window = k->window, .n_pages = k->n_pages, .n_free = k->n_free, .n_idle = k->n_idle, .recurrent = k->recurrent};
+    *out = (pyllm_group){.window = k->window, .n_pages = k->n_pages, .n_free = k->n_free, .n_idle = k->n_idle, .recurrent = k->recurrent,
+                         .page_bytes = (int64_t)k->page_bytes};
     return 0;
 }
 int pyllm_seq_pages(const pyllm_engine *e, int32_t seq, int64_t first, int64_t n, int32_t *pages, pyllm_error *err) {
@@ -203,6 +205,12 @@ int pyllm_seq_adopt(pyllm_engine *e, int32_t seq, int64_t first, int64_t n, cons
 }
 int pyllm_pages_keep(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err) { return pages_keep(e, pages, n, err); }
 int pyllm_pages_drop(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err) { return pages_drop(e, pages, n, err); }
+const void *pyllm_seq_page(pyllm_engine *e, int32_t seq, int32_t group, int64_t i, int64_t *bytes) { return seq_page(e, seq, group, i, bytes); }
+uint64_t pyllm_checksum(const void *data, int64_t n) { return data && n > 0 ? checksum_block(data, (size_t)n) : 0; }
+int pyllm_seq_load(pyllm_engine *e, int32_t seq, int64_t length, const char *path, const int64_t *offsets, const uint64_t *sums, pyllm_error *err) {
+    NEED(path && offsets && sums, "seq_load: path, offsets and sums must not be NULL");
+    return seq_load(e, seq, length, path, offsets, sums, err);
+}
 int64_t pyllm_pages_idle(const pyllm_engine *e, int32_t group, const int32_t *pages, int64_t n) { return pages_idle(e, group, pages, n); }
 int pyllm_step(pyllm_engine *e, int32_t n_rows, const int32_t *tokens, const int32_t *seqs, const uint8_t *want, float *logits,
                const volatile int32_t *cancel, pyllm_error *err) {

@@ -230,6 +230,7 @@ typedef struct pyllm_group {
     int32_t n_idle;             /* kept, and no sequence holds them */
     int32_t recurrent;          /* 1: a page is the state of the recurrent steps after one token, its window is 2. A sequence has only that after its last
                                    token; pages of positions before that, and kept ones, hold others */
+    int64_t page_bytes;
 } pyllm_group;
 int32_t pyllm_engine_n_groups(const pyllm_engine *e);
 int pyllm_engine_group(const pyllm_engine *e, int32_t group, pyllm_group *out);     /* PYLLM_ERR_ARG: there is no such group */
@@ -243,6 +244,13 @@ int pyllm_seq_adopt(pyllm_engine *e, int32_t seq, int64_t first, int64_t n, cons
 /* Keeps pages that sequences hold; drops kept ones, which are then free as soon as no sequence holds them. Keeping twice is as keeping once. */
 int pyllm_pages_keep(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err);
 int pyllm_pages_drop(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err);
+/* Page i of a sequence in one group, of *bytes bytes, good until the sequence changes; NULL if it has none there. Other threads may read full
+   pages meanwhile. Slots past the sequence's length are zero if the page is its alone. */
+const void *pyllm_seq_page(pyllm_engine *e, int32_t seq, int32_t group, int64_t i, int64_t *bytes);
+uint64_t pyllm_checksum(const void *data, int64_t n);
+/* An empty sequence begins with `length` tokens whose pages lie in a file: page i of group g at offsets[g] + i * its bytes, with the checksum
+   sums[g * n + i], n pages in all; those behind a window are not read. PYLLM_ERR_IO; PYLLM_ERR_STATE: damaged; the sequence is empty then. */
+int pyllm_seq_load(pyllm_engine *e, int32_t seq, int64_t length, const char *path, const int64_t *offsets, const uint64_t *sums, pyllm_error *err);
 /* How many of n pages of one group are kept and held by no sequence. */
 int64_t pyllm_pages_idle(const pyllm_engine *e, int32_t group, const int32_t *pages, int64_t n);
 

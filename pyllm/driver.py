@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from . import errors
 from .engine import MAX_ROWS, Choice, Engine
 from .generation import Generation
-from .prefix_cache import PrefixCache, common
+from .prefix_cache import Hit, PrefixCache, common
 from .scheduler import PAGE, Pace, Rows, Scheduler, Task, pages
 from .speculation import Guess, Speculator
+
+if TYPE_CHECKING:
+    from .disk_cache import DiskCache
 
 T = TypeVar("T")
 CHECKPOINT = 1024   # tokens after which windowed layers keep what is needed to go on from there
@@ -44,6 +47,7 @@ class Driver:
     def __init__(self, engine: Engine, parallel: int, max_waiting: int, stall_s: float | None, is_end: Callable[[int], bool],
                  draft: Engine | None = None, draft_ctx: int = 0) -> None:
         self._engine, self.cache = engine, PrefixCache(engine)
+        self.disk: DiskCache | None = None          # where conversations outlive the process
         self._max_waiting, self._n_waiting = max_waiting, 0
         self._last_end, self._end_gap = 0.0, 0.0    # when a request ended, and the running mean of seconds between two ends
         self._work = threading.Condition()
@@ -143,6 +147,21 @@ class Driver:
         self.cache.clear()
         self.speculator.clear()
 
+    def save(self) -> None:
+        """Puts on disk what belongs there; not on the engine's thread, which that needs."""
+        if self.disk is not None and self.here:
+            self.disk.disable()
+        elif self.disk is not None:
+            with suppress(errors.Error):
+                self.call(lambda: None)         # a reply may be read before its request has ended here
+            self.disk.close()
+
+    def leave_disk(self) -> None:
+        """On the engine's thread: conversations are neither read from disk nor written any more."""
+        if self.disk is not None:
+            self.disk.disable()
+            self.disk = None
+
     def close(self) -> None:
         """Ends every request with Closed, the thread, and then the engine. Returns when all is given back; on the engine's own thread (a
         logits processor closes the model, or drops its last reference) that happens after the return."""
@@ -212,7 +231,11 @@ class Driver:
         task.seq = self._engine.open_seq()
         if task.seq is None:
             return False
-        hit = self.cache.attach(task.seq, task.client, task.tokens, len(task.tokens) - 1)
+        limit, read = len(task.tokens) - 1, 0
+        if self.disk is not None:
+            known = self.cache.match(task.client, task.tokens, limit).n
+            read = self.disk.restore(task.seq, task.client, task.tokens, known, self.cache.make_places)
+        hit = Hit(read, [], read) if read else self.cache.attach(task.seq, task.client, task.tokens, limit)
         task.done = hit.n
         task.breaks.clear()
         if self.cache.windowed:
@@ -396,5 +419,8 @@ class Driver:
         if error is not None:
             g.fail(error)
         self.speculator.leave(g)
+        done = g.task.done
         self.release(g.task)
+        if self.disk is not None:
+            self.disk.ended(self, g.task.client, g.task.tokens, done)
         g.released.set()

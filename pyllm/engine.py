@@ -172,6 +172,22 @@ class Engine:
         n: int = lib.pyllm_pages_idle(self._engine, group, ffi.new("int32_t[]", pages), len(pages))
         return n
 
+    def page_bytes(self, group: int) -> int:
+        n: int = self.group(group).page_bytes
+        return n
+
+    def page(self, seq: int, group: int, i: int) -> Any:
+        """The bytes of a page, a buffer; None: behind the window."""
+        n = ffi.new("int64_t *")
+        data = lib.pyllm_seq_page(self._engine, seq, group, i, n)
+        return None if data == ffi.NULL else ffi.buffer(data, n[0])
+
+    def load(self, seq: int, n_tokens: int, path: str, offsets: Sequence[int], sums: Sequence[Sequence[int]]) -> None:
+        """An empty sequence begins with n_tokens tokens whose pages lie in a file, see pyllm_seq_load. Raises FileError, StateError,
+        CacheFull."""
+        err, flat = new_error(), ffi.new("uint64_t[]", [s for of_group in sums for s in of_group])
+        check(lib.pyllm_seq_load(self._engine, seq, n_tokens, os.fsencode(path), ffi.new("int64_t[]", offsets), flat, err), err)
+
     def free_pages(self) -> int:
         """Pages that no sequence holds, of layers without a window; where all state is recurrent, more than are ever needed."""
         n: int = lib.pyllm_engine_free_positions(self._engine)

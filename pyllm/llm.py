@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from math import prod
 from numbers import Integral, Real
 from operator import index
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import errors, memory
@@ -35,15 +36,15 @@ from .lora import attach
 from .replies import Plan, Reply, Stream
 from .sampling import Options, Sampler
 from .speculation import Mode, mode_of
+from .stores import part_paths
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
 
     from .chat import ChatTemplate
+    from .disk_cache import DiskCache
     from .embedding import Embedder
     from .server.http import Background
     from .session import Session
@@ -78,6 +79,8 @@ class LLM:
     speculate: how following tokens are guessed and checked together, which changes the speed and never the text: "auto", "lookup" (guesses
     from the text itself only), "off" or a number, of as many guesses each time; None: "auto" with a draft model. draft: a smaller model
     with the same vocabulary that guesses, named as spec is.
+    disk_cache: keep the KV cache of conversations on disk, so that a later process goes on with them at once; True: at most 8 GB and a
+    tenth of the free disk, a number: so many bytes.
     parallel: requests that may run at once, 1 to 512; others wait, at most max_waiting of them (then: Busy). stall_s: the most seconds that
     a long prompt may keep running answers waiting for their next token; None: 0.05, or twice the time of a token if that is more.
 
@@ -88,6 +91,7 @@ class LLM:
 
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
                  level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (), pack_cache: bool = False,
+                 disk_cache: bool | int = False,
                  draft: str | os.PathLike[str] | None = None, speculate: str | int | None = None,
                  parallel: int = PARALLEL, max_waiting: int = 1024, stall_s: float | None = None, backend: str = "cpu",
                  progress: Callable[[int, int], None] | None = None) -> None:
@@ -96,6 +100,9 @@ class LLM:
             raise errors.ArgumentError(f"chat_template is {reprlib.repr(chat_template)}, must be a text")
         self.parallel = _whole("parallel", parallel, MAX_ROWS)
         max_waiting = _whole("max_waiting", max_waiting, 1 << 20)
+        if not isinstance(disk_cache, bool):
+            disk_cache = _whole("disk_cache", disk_cache, 1 << 60)
+        seqs = min(self.parallel + bool(disk_cache), MAX_ROWS)          # one holds what is being written
         if stall_s is not None and not (isinstance(stall_s, Real) and not isinstance(stall_s, bool) and stall_s >= 0):
             raise errors.ArgumentError(f"stall_s is {reprlib.repr(stall_s)}, must be seconds")
         if backend not in ("cpu", METAL, "auto"):
@@ -113,12 +120,12 @@ class LLM:
         self._adapters = _adapter_specs(adapters)
         with self._open() as gguf:
             self.threads: int = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
-            self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv, self.parallel)
+            self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv, seqs)
             pack = _pack_path(gguf, tape) if pack_cache and not self._adapters else None
             (self.tokenizer, self._infill), self._engine = at_once(
                 lambda: _tokenizer(gguf),
                 lambda cancel: _engine(backend, level, pack, gguf=gguf.handle, tape=tape, threads=self.threads, kv=kv, n_positions=self.ctx,
-                                       parallel=self.parallel, cancel=cancel))
+                                       parallel=seqs, cancel=cancel))
             self._metadata = {k: gguf.kv[k] for k in gguf.kv if k.startswith(("general.", "tokenizer.chat_template"))}
             self._n_params = sum(prod(t.shape) for name, t in gguf.tensors.items() if ".lora_" not in name)
             self._n_ctx_train = _trained_ctx(tape)
@@ -138,8 +145,10 @@ class LLM:
                 check_state(self.path, tape)
                 drafting, draft_ctx = load_draft(self.draft_path, self.path, self.ctx, self.threads, kv, self.level, self.parallel)
                 drafting.follow(self._engine)
+            disk = self._disk_cache(tape, disk_cache) if disk_cache else None
             self._driver = Driver(self._engine, self.parallel, max_waiting, stall_s, partial(_is_end, self.tokenizer), drafting,
                                   draft_ctx)
+            self._driver.disk = disk
         except BaseException as e:
             for engine in (drafting, self._engine):
                 if engine is not None:
@@ -267,6 +276,7 @@ class LLM:
         cached prefixes, and none outlive it: it may change weights."""
         def alone() -> T:
             self._driver.clear()
+            self._driver.leave_disk()
             try:
                 return fn(self._engine)
             finally:
@@ -397,7 +407,10 @@ class LLM:
             if self._closed:
                 return
             self._closed = True
-        self._driver.close()
+        try:
+            self._driver.save()
+        finally:
+            self._driver.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -424,6 +437,13 @@ class LLM:
             gguf.close()
             raise
         return gguf
+
+    def _disk_cache(self, tape: str, limit: int) -> DiskCache:
+        from .disk_cache import DiskCache, key_of
+
+        files = [*part_paths(Path(self.path)), *(path for path, _ in self._adapters)]
+        scales = "".join(f"\0{scale!r}" for _, scale in self._adapters)
+        return DiskCache(self._engine, self.path, key_of(files, tape + scales, f"{self.kv} {self.backend}"), None if limit is True else limit)
 
     def _check(self) -> None:
         if self._driver.forked:

@@ -200,8 +200,12 @@ class PrefixCache:
     def make_room(self, n: int, states: int = 1) -> bool:
         """Gives pages up until n are free in every layer group, of recurrent ones `states`, one for each sequence of a step; False if there
         are not enough that no sequence holds."""
-        for g, w in enumerate(self._windows):
-            while self._engine.group(g).n_free < (states if g == self._recurrent else n):
+        return self.make_places([states if g == self._recurrent else n for g in range(len(self._windows))])
+
+    def make_places(self, needs: Sequence[int]) -> bool:
+        """As make_room, with a number for each group."""
+        for g, (w, n) in enumerate(zip(self._windows, needs, strict=True)):
+            while self._engine.group(g).n_free < n:
                 if not (w and self._unmark_oldest()) and not self._evict():
                     return False
         return True

@@ -22,7 +22,7 @@ PY_LAYERS = [
     {"gguf", "hparams", "rope", "sampling", "tokenizer", "scheduler", "models", "limits", "weights", "prefix_cache"},
     {"structured", "toolcalls", "toolforms"},
     {"tools"},
-    {"pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
+    {"disk_cache", "pack_cache", "build", "cost", "hf", "hub", "lora", "ref"},
     {"engine", "chat", "catalogue", "describe", "generation", "batch", "infill", "loading", "saved_tape", "supported", "speculation",
      "draft"},
     {"dialogue"},

@@ -89,11 +89,16 @@ sequence *seq_find(const pyllm_engine *e, int32_t s);
 /* Free pages that a sequence leaves behind when it gives up its own, in one group. */
 int64_t kv_own_pages(const kv_group *g, const int32_t *pages, int64_t first, int64_t end);
 
+/* Zeroes a page's slots [from, PAGE). */
+void kv_clear_page(const pyllm_engine *e, int32_t group, uint8_t *page, int from);
+
 /* pages.c */
 int seq_pages(const pyllm_engine *e, int32_t s, int64_t first, int64_t n, int32_t *pages, pyllm_error *err);
 int seq_attach(pyllm_engine *e, int32_t s, int64_t length, const int32_t *pages, pyllm_error *err);
 int seq_adopt(pyllm_engine *e, int32_t s, int64_t first, int64_t n, const int32_t *pages, pyllm_error *err);
 int pages_keep(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err);
 int pages_drop(pyllm_engine *e, const int32_t *pages, int64_t n, pyllm_error *err);
+const void *seq_page(pyllm_engine *e, int32_t s, int32_t group, int64_t i, int64_t *bytes);
+int seq_load(pyllm_engine *e, int32_t s, int64_t length, const char *path, const int64_t *offsets, const uint64_t *sums, pyllm_error *err);
 int64_t pages_idle(const pyllm_engine *e, int32_t group, const int32_t *pages, int64_t n);
 #endif

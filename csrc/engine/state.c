@@ -36,7 +36,7 @@ static void clear_v(int type, int dim, uint8_t *v, int from) {
     memset(v + (size_t)(PAGE * dim / 32) * 2 + (size_t)(from * dim), 0, tail * (size_t)dim);
 }
 
-static void clear_page(const pyllm_engine *e, int32_t group, uint8_t *page, int from) {
+void kv_clear_page(const pyllm_engine *e, int32_t group, uint8_t *page, int from) {
     for (int32_t l = 0; l < e->m->t.n_layers; l++) {
         const kv_layer *k = &e->layers[l];
         for (int h = 0; h < k->kv_heads && k->group == group; h++) {
@@ -70,7 +70,7 @@ int64_t seq_save(const pyllm_engine *e, int32_t id, void *out, int64_t max, pyll
         const kv_group *k = &e->groups[g];
         for (int64_t i = kv_first_page(k, length); i < (length + PAGE - 1) / PAGE; i++, p += k->page_bytes)
             memcpy(p, k->pool + (size_t)s->pages[g][i] * k->page_bytes, k->page_bytes);
-        if (length % PAGE && !k->recurrent) clear_page(e, g, p - k->page_bytes, (int)(length % PAGE));
+        if (length % PAGE && !k->recurrent) kv_clear_page(e, g, p - k->page_bytes, (int)(length % PAGE));
     }
     uint64_t sum = checksum(out, (size_t)bytes - 8);
     memcpy(p, &sum, 8);

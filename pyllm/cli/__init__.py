@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             args = parse(sys.argv[1:] if argv is None else argv)
-            if getattr(args, "pack_cache", False):
+            if getattr(args, "pack_cache", False) or getattr(args, "disk_cache", False):
                 show_warnings()
             code: int = args.command(args)
             return code

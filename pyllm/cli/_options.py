@@ -77,6 +77,11 @@ def speculation(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"{text!r} is none of auto, lookup, off and 0 to {MAX_DRAFTS}")
 
 
+def add_disk_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--disk-cache", action="store_true",
+                        help="keep what was computed of conversations on disk, so that a later start goes on with them at once")
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """argparse type: a whole number in [low, high]."""
     def parse(text: str) -> int:

@@ -1,4 +1,5 @@
-"""pyllm rm: removes a model that pyllm fetched; other programs' models are theirs. Or what pyllm keeps of any model: packed weights."""
+"""pyllm rm: removes a model that pyllm fetched; other programs' models are theirs. Or what pyllm keeps of any model: packed
+weights and conversations."""
 
 from __future__ import annotations
 
@@ -18,28 +19,33 @@ HINTS = {"hub cache": "remove it with `hf cache`", "LM Studio": "remove it in LM
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="NAME", help="a name of `pyllm list`")
     parser.add_argument("--packed", action="store_true", help="only the packed weights that --pack-cache has kept; of any model")
+    parser.add_argument("--conversations", action="store_true", help="only the conversations that --disk-cache has kept; of any model")
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import errors, pack_cache, stores
+    from .. import disk_cache, errors, pack_cache, stores
 
-    if args.packed:
+    if args.packed or args.conversations:
         model = _packed_model(args.model)
-        files = [e.path for e in pack_cache.of_model(model)]
-        what = f"the packed weights of {model}"
+        files = [e.path for e in pack_cache.of_model(model)] if args.packed else []
+        files += [e.path for e in disk_cache.of_model(model)] if args.conversations else []
+        kinds = ["packed weights"] * args.packed + ["conversations"] * args.conversations
+        what = f"the {' and '.join(kinds)} of {model}"
         if not files:
-            raise errors.ModelNotFound(f"there are no packed weights of {args.model}\nhint: `pyllm list` shows what there is")
+            raise errors.ModelNotFound(f"there are no {' or '.join(kinds)} of {args.model}\nhint: `pyllm list` shows what there is")
     else:
         found = _find(args.model)
         if found.where != stores.OWN:
             raise errors.ArgumentError(f"{args.model} is not in pyllm's cache but {found.path} ({found.where})\n"
-                                       f"hint: {HINTS[found.where]}; --packed removes only what pyllm keeps of it")
+                                       f"hint: {HINTS[found.where]}; --packed and --conversations remove what pyllm keeps of it")
         own = [p for p in stores.part_paths(found.path) if p.exists() or p.is_symlink()]
         if not own:
             raise errors.ModelNotFound(f"{found.path} is gone\nhint: `pyllm list` shows what is here")
-        files = [*own, *(e.path for e in pack_cache.of_model(found.path))]
-        what = f"{found.path}{' with its packed weights' if len(files) > len(own) else ''}"
+        packed, kept = (cache.of_model(found.path) for cache in (pack_cache, disk_cache))
+        files = [*own, *(e.path for e in packed), *(e.path for e in kept)]
+        beside = ["packed weights"] * bool(packed) + ["conversations"] * bool(kept)
+        what = f"{found.path} with its {' and '.join(beside)}" if beside else str(found.path)
     return _remove(files, what, args)
 
 
@@ -50,7 +56,8 @@ def _remove(files: list[Path], what: str, args: argparse.Namespace) -> int:
     if not args.yes:
         if not sys.stdin.isatty():
             raise errors.ArgumentError(f"nobody can be asked whether {what} may go\n"
-                                       f"hint: pyllm rm -y {'--packed ' if args.packed else ''}{args.model}")
+                                       f"hint: pyllm rm -y {'--packed ' if args.packed else ''}"
+                                       f"{'--conversations ' if args.conversations else ''}{args.model}")
         if not confirm(f"Remove {what} ({size(total)})?"):
             note("nothing was removed")
             return 1

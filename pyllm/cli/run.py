@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
-from ._options import add_backend, add_kv, add_pack_cache, add_speculation, add_threads, whole
+from ._options import add_backend, add_disk_cache, add_kv, add_pack_cache, add_speculation, add_threads, whole
 from ._output import has_colour, note, progress, styled
 from .screen import safe
 
@@ -80,6 +80,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", metavar="FILE[:SCALE]", type=adapter, action="append", default=[],
                         help="a LoRA adapter (GGUF) beside the model; again for more")
     add_pack_cache(parser)
+    add_disk_cache(parser)
     add_speculation(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message: how the model shall behave")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's own")
@@ -217,8 +218,8 @@ def load(spec: str | None, args: argparse.Namespace) -> LLM:
     try:
         with progress(name) as show:
             return LLM(spec and os.path.expanduser(spec), args.ctx, args.threads, args.kv, chat_template=template, adapters=args.lora,
-                       pack_cache=args.pack_cache, draft=args.draft and os.path.expanduser(args.draft), speculate=args.speculate,
-                       backend=args.backend, progress=show)
+                       pack_cache=args.pack_cache, disk_cache=args.disk_cache, backend=args.backend,
+                       draft=args.draft and os.path.expanduser(args.draft), speculate=args.speculate, progress=show)
     finally:
         if passing:
             sys.stderr.write("\r\x1b[K")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ._options import MODEL_HELP, add_backend, add_kv, add_pack_cache, add_speculation, add_threads, model_file, whole
+from ._options import MODEL_HELP, add_backend, add_disk_cache, add_kv, add_pack_cache, add_speculation, add_threads, model_file, whole
 from ._output import clean, note
 
 EPILOG = """\
@@ -42,6 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template instead of the model's")
     add_pack_cache(parser)
+    add_disk_cache(parser)
     add_speculation(parser)
     parser.add_argument("--keep-alive", type=duration, metavar="TIME",
                         help="unload a model that was not used for this time: 90, 5m, 1h (default: keep it)")
@@ -59,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
         raise errors.ArgumentError("--draft is of one model, but several are to be served\nhint: a server for each, on ports of their own")
     keys = args.api_key or [key for key in [os.environ.get("PYLLM_API_KEY")] if key]
     options: dict[str, Any] = {"ctx": args.ctx, "threads": args.threads, "kv": args.kv, "backend": args.backend,
-                               "pack_cache": args.pack_cache, "parallel": args.parallel, "draft": args.draft and model_file(args.draft),
-                               "speculate": args.speculate, "chat_template": _text_of(args.chat_template)}
+                               "pack_cache": args.pack_cache, "disk_cache": args.disk_cache, "parallel": args.parallel,
+                               "draft": args.draft and model_file(args.draft), "speculate": args.speculate,
+                               "chat_template": _text_of(args.chat_template)}
     files = [(name, model_file(spec)) for name, spec in map(split_name, args.models or ["smollm2"])]
     models = Models.named(files, options, args.keep_alive)
     server = make_server(models, args.host, keys, args.allow_host, limits)

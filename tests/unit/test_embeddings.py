@@ -195,7 +195,8 @@ def test_openai_route(client: Client, bert: pyllm.LLM) -> None:
 
 
 @pytest.mark.parametrize("fields, said", [
-    ({}, "input must be"), ({"input": []}, "input must be"), ({"input": 5}, "input is 5, must be a list"), ({"input": [1, "x"]}, "input[0]"),
+    ({}, "input must be"), ({"input": []}, "input must be"),
+    ({"input": 5}, "input is 5, must be a list"), ({"input": [1, "x"]}, "input[0]"),
     ({"input": [[]]}, "input[0] is a list"), ({"input": ["x"] * 41}, "at most 40"),
     ({"input": "x", "encoding_format": "hex"}, "encoding_format"),
     ({"input": "x", "dimensions": 0}, "dimensions"), ({"input": "x", "dimensions": 65}, "dimensions is 65"),
