@@ -443,7 +443,8 @@ class LLM:
 
         files = [*part_paths(Path(self.path)), *(path for path, _ in self._adapters)]
         scales = "".join(f"\0{scale!r}" for _, scale in self._adapters)
-        return DiskCache(self._engine, self.path, key_of(files, tape + scales, f"{self.kv} {self.backend}"), None if limit is True else limit)
+        key = key_of(files, tape + scales, f"{self.kv} {self.backend}")
+        return DiskCache(self._engine, self.path, key, None if limit is True else limit)
 
     def _check(self) -> None:
         if self._driver.forked:

@@ -111,6 +111,23 @@ def test_windows(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(files(home)) == 3
 
 
+def test_recurrent_states(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state serves the token behind its last one and no other."""
+    monkeypatch.setattr(disk_cache, "LEAST", 64)
+    golden = goldens.load("rwkv7")
+    goldens.write_gguf(tmp_path / "rwkv7.gguf", golden.weights, golden.config, golden.hf_class)
+    with load(tmp_path / "rwkv7.gguf", disk=False, ctx=256) as llm:
+        said = ask(llm, IDS[:120])[0]
+        longer = [*IDS[:120], *(token for token, _ in said), 7, 8]
+        wanted, branch = ask(llm, longer)[0], ask(llm, IDS[:100])[0]
+    with load(tmp_path / "rwkv7.gguf", ctx=256) as llm:
+        assert ask(llm, IDS[:120]) == (said, 0)
+    with load(tmp_path / "rwkv7.gguf", ctx=256) as llm:
+        assert ask(llm, longer) == (wanted, 127)
+        assert ask(llm, IDS[:100]) == (branch, 0)
+    assert len(files(home)) == 3
+
+
 def test_it_belongs_to_model_type_and_client(llama: Path, home: Path, tmp_path: Path) -> None:
     with load(llama) as llm:
         ask(llm, IDS[:N], client="a")
