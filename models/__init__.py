@@ -5,7 +5,7 @@ A file in this folder is found by being here; docs/adding-a-model.md walks throu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -27,6 +27,7 @@ class Arch:
     oracle: ClassVar[str] = "transformers"              # whose logits the tests compare with
     layer_norm: ClassVar[bool] = False                  # norms take the mean off and may have a bias; False: RMS norms
     encoder: ClassVar[bool] = False                     # the result is an embedding, not logits
+    hybrid: ClassVar[bool] = False                      # layers without heads of keys and values have recurrent steps instead of attention
     attends: ClassVar[bool] = True                      # False: all that a model knows of a sequence is its recurrent state
     yarn_truncates: ClassVar[bool] = True               # YaRN's ramp begins and ends at whole pairs
     yarn_scales_scores: ClassVar[bool] = False          # YaRN's multiplier, a tenth of which is in the file, is one of all scores
@@ -58,6 +59,10 @@ class Arch:
     def offset(self, name: str) -> float:
         """What GGUF's values of a tensor are greater by than the checkpoint's."""
         return 0.0
+
+    def change(self, name: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
+        """What GGUF has in place of the checkpoint's values of a tensor; None: these."""
+        return None
 
     def hf_hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Keys (without prefix) that do not follow from the table of pyllm/hparams.py."""

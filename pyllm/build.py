@@ -106,11 +106,12 @@ class Builder:
 
     def norm(self, x: Value, name: str, *, groups: int = 1, add: Value | None = None, eps: float | None = None) -> Value:
         """The family's norm, RMS or layer norm. groups: so many parts of each row are normalised alone, with one weight or each with its
-        own; add: a residual that is added to the result; eps: where it is not the file's."""
+        own; add: a residual that is added to the result; eps: where it is not the file's. Without a name there is no weight."""
         eps = self.c.eps if eps is None else eps
         parts: list[tuple[str, object]] = [("groups", groups)] if groups > 1 else []
         if not self.arch.layer_norm:
-            return self._step("norm", [name], [("in", x), ("w", self._weight(name)), ("eps", eps), *parts, *_optional(add)])[0]
+            weight = self._weight(name) if name else "-"
+            return self._step("norm", [name or "norm"], [("in", x), ("w", weight), ("eps", eps), *parts, *_optional(add)])[0]
         params = [("in", x), ("w", self._weight(name)), ("bias", self._bias(name)), ("eps", eps), *parts]
         y = self._step("layernorm", [name], params)[0]
         return y if add is None else self.add(y, add)
@@ -203,6 +204,18 @@ class Builder:
         params = [("in", ",".join(v.name for v in inputs)), self._state(), ("heads", heads), *vectors]
         y, bonus = self._step("wkv7", ["wkv", "bonus"], params)
         return y, bonus
+
+    def ssm(self, x: Value, dt: Value, b: Value, c: Value, states: int) -> Value:
+        """Mamba's scan, with ssm_a and ssm_d."""
+        params = [("in", ",".join(v.name for v in (x, dt, b, c))), self._state(), ("states", states), ("a", self._vector("ssm_a")),
+                  ("d", self._vector("ssm_d"))]
+        return self._step("ssm", ["ssm"], params)[0]
+
+    def ssd(self, xbc: Value, dt: Value, heads: int, groups: int, states: int) -> Value:
+        """Mamba 2's scan, with ssm_a and ssm_d. xbc: the values, then b and c of each group."""
+        params = [("in", f"{xbc.name},{dt.name}"), self._state(), ("heads", heads), ("groups", groups), ("states", states),
+                  ("a", self._vector("ssm_a")), ("d", self._vector("ssm_d"))]
+        return self._step("ssd", ["ssd"], params)[0]
 
     def _state(self) -> tuple[str, int]:
         self._states += 1

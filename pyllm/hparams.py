@@ -50,6 +50,7 @@ class Config:
     arch: str
     n_vocab: int
     n_ctx: int          # context that the tape is written for: longrope picks its factors by it
+    recurrent_layers: frozenset[int]        # of hybrids: those without attention
     n_layers: int = _row("block_count", int, 1, 1024, hf="num_hidden_layers")
     n_ctx_train: int = _row("context_length", int, 1, 1 << 30, hf="max_position_embeddings")
     n_embd: int = _row("embedding_length", int, 1, 1 << 20, hf="hidden_size")
@@ -63,7 +64,8 @@ class Config:
     expert_norm: bool = _row("expert_weights_norm", bool, 0, 1, True, "norm_topk_prob")
     expert_scale: float = _row("expert_weights_scale", float, 0, 1e6, 1.0, "routed_scaling_factor")
     n_heads: int = _row("attention.head_count", int, 1, 65536, hf="num_attention_heads")
-    n_kv_heads: int = _row("attention.head_count_kv", int, 1, 65536, lambda v: v["n_heads"], "num_key_value_heads")
+    n_kv_heads: int = _row("attention.head_count_kv", int, 1, 65536, lambda v: v["n_heads"], "num_key_value_heads",
+                           per_layer=(0, 65536))
     head_dim: int = _row("attention.key_length", int, 16, 1024, _default_head_dim, "head_dim")
     value_dim: int = _row("attention.value_length", int, 16, 1024, lambda v: v["head_dim"], "head_dim")
     latent: int = _row("attention.kv_lora_rank", int, 0, 1008, 0, "kv_lora_rank")
@@ -95,8 +97,17 @@ class Config:
     yarn_beta_fast: float = _row("rope.scaling.yarn_beta_fast", float, 1e-3, 1e6, 32.0)
     yarn_beta_slow: float = _row("rope.scaling.yarn_beta_slow", float, 1e-3, 1e6, 1.0)
 
+    rope_used: bool = _row("rope.scaling.finetuned", bool, 0, 1, True)       # Granite's hybrids say with this whether they have rope
+    ssm_inner: int = _row("ssm.inner_size", int, 0, 1 << 20, 0)
+    ssm_states: int = _row("ssm.state_size", int, 0, 256, 0)
+    ssm_rank: int = _row("ssm.time_step_rank", int, 0, 65536, 0)
+    ssm_groups: int = _row("ssm.group_count", int, 1, 65536, 1)
+    ssm_norms: bool = _row("ssm.dt_b_c_rms", bool, 0, 1, False)
     wkv_head: int = _row("wkv.head_size", int, 1, 256, 64, "head_size")
     rescale_every: int = _row("rescale_every_n_layers", int, 0, 1024, 0, "rescale_every")
+
+    def attends(self, layer: int) -> bool:
+        return layer not in self.recurrent_layers
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer attends only within the window: in patterns of n, the last layer of every n is global."""
@@ -138,10 +149,32 @@ def read(kv: Values, arch: Arch, path: str, n_vocab: int, n_ctx: int | None) -> 
             values[name] = _layers(key, spec, raw, values["n_layers"], path)
         else:
             values[name] = _checked(key, spec, _same_for_all_layers(key, raw, path), path)
-    config = Config(path=path, arch=arch.name, n_vocab=n_vocab, n_ctx=n_ctx or values["n_ctx_train"], **values)
+    recurrent = _recurrent_layers(values, arch, path)
+    config = Config(path=path, recurrent_layers=recurrent, arch=arch.name, n_vocab=n_vocab, n_ctx=n_ctx or values["n_ctx_train"], **values)
     if arch.attends:
         _check_together(config)
     return config
+
+
+def _recurrent_layers(values: dict[str, Any], arch: Arch, path: str) -> frozenset[int]:
+    """Layers without heads of keys and values; n_kv_heads becomes the number of the others."""
+    heads = values["n_kv_heads"]
+    if not isinstance(heads, tuple):
+        return frozenset()
+    recurrent = frozenset(i for i, n in enumerate(heads) if not n) if arch.hybrid else frozenset[int]()
+    values["n_kv_heads"] = values["n_heads"]
+    if len(recurrent) < len(heads):
+        counts = [_Count(n) for i, n in enumerate(heads) if i not in recurrent]
+        values["n_kv_heads"] = _same_for_all_layers(f"{arch.name}.attention.head_count_kv", counts, path)
+    if not values["n_kv_heads"]:
+        raise errors.FormatError(f"{path}: {arch.name}.attention.head_count_kv is 0\n"
+                                 "hint: the file is damaged; download or convert it again")
+    return recurrent
+
+
+class _Count(int):
+    def item(self) -> int:
+        return int(self)
 
 
 def _layers(key: str, spec: Spec, raw: Any, n_layers: int, path: str) -> tuple[Any, ...]:

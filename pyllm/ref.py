@@ -102,7 +102,7 @@ class _Run:
 
     def _part(self, name: str, parts: Array) -> Array:
         """A vector of each group's width or of all groups together, as [1 or groups, width]."""
-        return self.weight(name).reshape(-1, parts.shape[-1])
+        return np.ones((1, 1)) if name == "-" else self.vector(name).reshape(-1, parts.shape[-1])
 
     def linear(self, x: Array, w: str, bias: str, act: str = "", add: str | None = None) -> tuple[Array, ...]:
         products = (self.times(x, m) + (0 if b == "-" else self.vector(b)) for m, b in zip(w.split(","), bias.split(","), strict=True))

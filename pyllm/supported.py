@@ -19,7 +19,7 @@ from .build import Builder, Value
 from .models import Arch, families
 
 EXPERTS, LATENT, BOTH_WAYS = "experts", "compressed KV (MLA)", "attention in both directions"
-STATE_SPACE, TIME_MIXING = "state-space layers", "RWKV time mixing"
+STATE_SPACE, TIME_MIXING, SHORT_CONVOLUTIONS = "state-space layers", "RWKV time mixing", "short convolutions"
 
 # Ops of the tape that are a feature of their own.
 _OPS = {"wkv": TIME_MIXING, "wkv7": TIME_MIXING, "ssm": STATE_SPACE, "ssd": STATE_SPACE, "moe_gated": EXPERTS, "headwise": LATENT,
@@ -33,7 +33,7 @@ _NEEDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (STATE_SPACE, ("ssm.",), ("mamba_d_state", "mamba_num_heads", "ssm_state_size", "state_size")),
     ("gated delta nets", (), ("linear_num_value_heads", "linear_attn_config")),
     (TIME_MIXING, ("wkv.",), ("attention_hidden_size", "head_size_divisor")),
-    ("short convolutions", ("shortconv.",), ("conv_L_cache",)),
+    (SHORT_CONVOLUTIONS, ("shortconv.",), ("conv_L_cache",)),
     ("embeddings in each layer", ("embedding_length_per_layer_input",), ("hidden_size_per_layer_input",)),
     ("ALiBi", ("attention.max_alibi_bias",), ("alibi",)),
     ("positions in several dimensions", ("rope.dimension_sections",), ("mrope_section",)),
@@ -126,7 +126,10 @@ class _Everything:
         sizes = {"block_count": 12, "context_length": 4096, "embedding_length": 128, "feed_forward_length": 128, "attention.head_count": 4,
                  "attention.head_count_kv": 2, "expert_count": 8, "expert_used_count": 2, "attention.sliding_window": 64,
                  "attn_logit_softcapping": 1.0, "final_logit_softcapping": 1.0, "attention.temperature_scale": 0.5}
-        self.kv = {f"{arch.name}.{key}": value for key, value in sizes.items()}
+        sizes |= {"ssm.inner_size": 128, "ssm.state_size": 16, "ssm.time_step_rank": 8}
+        self.kv: dict[str, Any] = {f"{arch.name}.{key}": value for key, value in sizes.items()}
+        if arch.hybrid:
+            self.kv[f"{arch.name}.attention.head_count_kv"] = 6 * (0, 2)
         self.kv |= {f"{arch.name}.{hparams.key_of('eps', arch)}": 1e-5}
 
     def __contains__(self, name: str) -> bool:
@@ -153,6 +156,8 @@ def _features(arch: Arch) -> set[str]:
     notes = _Notes(arch)
     arch.forward(notes, notes.c)
     found = {_OPS[op] for op, _ in notes.steps if op in _OPS}
+    if "conv" in {op for op, _ in notes.steps} and STATE_SPACE not in found:
+        found.add(SHORT_CONVOLUTIONS)
     attention = [params for op, params in notes.steps if op == "attn"]
     windows = {params["window"] for params in attention} - {"0"}
     if windows:

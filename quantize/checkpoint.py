@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -104,7 +104,7 @@ class Checkpoint:
                     part = packed.Transposed(part)
                 with checked(where):
                     order = self.arch.row_order(name, part.shape[-1 if by_element(name, part.shape) else -2], self.config)
-                tensor = CheckpointTensor(name, part, order, self.arch.offset(name))
+                tensor = CheckpointTensor(name, part, order, self.arch.offset(name), self.arch.change(name))
                 if entry is None:
                     found[name] = tensor
                 else:
@@ -151,22 +151,24 @@ def by_element(name: str, shape: tuple[int, ...]) -> bool:
 
 
 class CheckpointTensor:
-    """A weight under its GGUF name, with its rows in GGUF's order. order: the rows wanted, of each matrix of a stack."""
+    """A weight under its GGUF name, with its rows in GGUF's order. order: the rows wanted, of each matrix of a stack; change: what becomes
+    of its values. Stacks of one row are the kernels of convolutions, which GGUF has without the dimension between."""
 
-    def __init__(self, name: str, weight: packed.Weight, order: NDArray[np.intp] | None, offset: float) -> None:
-        shape = weight.shape
+    def __init__(self, name: str, weight: packed.Weight, order: NDArray[np.intp] | None, offset: float,
+                 change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None) -> None:
+        shape = weight.shape if len(weight.shape) < 3 or weight.shape[1] > 1 else (weight.shape[0], weight.shape[2])
         self._elements = by_element(name, shape)
         if order is not None:
             shape = (*shape[:-1], len(order)) if self._elements else (*shape[:-2], len(order), shape[-1])
         self.name, self.dims, self.cost = name, tuple(reversed(shape)), weight.cost
-        self.type_id = weight.type_id if not offset else -1
-        self._weight, self._order, self._offset = weight, order, np.float32(offset)
+        self.type_id = weight.type_id if not offset and change is None else -1
+        self._weight, self._order, self._offset, self._change = weight, order, np.float32(offset), change
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         values: NDArray[np.float32] = self._in_order(self._weight.read, begin, end)
         if self._offset:
             values += self._offset
-        return values
+        return values if self._change is None else self._change(values)
 
     def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
         data: NDArray[np.uint8] = self._in_order(self._weight.raw, begin, end)

@@ -94,6 +94,15 @@ def published(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
     return found
 
 
+def shaped(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As readers of GGUF expect it: vectors have one dimension, those that are mixed by four."""
+    if name.endswith("x_rwkvag"):
+        return values.reshape(-1, 1, 1, values.shape[-1])
+    if name.endswith("time_faaaa"):
+        return values.reshape([n for n in values.shape if n > 1])
+    return values.ravel() if name.endswith(("time_decay", "r_k")) or sum(n > 1 for n in values.shape) < 2 else values
+
+
 def gguf_name(name: str, version: int) -> str:
     found = families()[f"rwkv{version}"].gguf_names(name)
     if not found:
@@ -166,7 +175,7 @@ def write(tensors: Mapping[str, Tensor], out: Path, name: str, vocab: Path | Non
     version = version_of(tensors)
     kv = {"general.architecture": f"rwkv{version}", "general.name": name, "general.type": "model",
           **metadata(tensors, version, ctx, group_eps), **vocabulary(vocab, tensors["emb.weight"].dims[1])}
-    written = {gguf_name(key, version): t if block(t.type)[0] > 1 else Tensor.of(t.values) for key, t in tensors.items()}
+    written = {gguf_name(key, version): t if block(t.type)[0] > 1 else Tensor.of(shaped(key, t.values)) for key, t in tensors.items()}
     specs = [TensorSpec(name, t.dims, t.type) for name, t in written.items()]
     with Writer(out, {key: Field.of(value) for key, value in kv.items()}, specs, inputs) as writer:
         for t in written.values():

@@ -53,6 +53,13 @@ FALCON = {"vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 3, "num_att
           "bos_token_id": 1, "eos_token_id": 2}
 BERT = {key: SMALL[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                                     "max_position_embeddings")} | {"pad_token_id": 0}
+MAMBA = {"vocab_size": 272, "hidden_size": 64, "state_size": 16, "num_hidden_layers": 3, "expand": 2, "conv_kernel": 4,
+         "time_step_rank": 12, "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+         "tie_word_embeddings": False}
+MAMBA2 = {**MAMBA, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16}
+HYBRID = MOE | GRANITE | {"num_hidden_layers": 4, "layer_types": ["mamba", "mamba", "attention", "mamba"], "mamba_n_heads": 8,
+                          "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16, "shared_intermediate_size": 48,
+                          "intermediate_size": 32}
 PHI3 = SMALL | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}
 
 
@@ -129,6 +136,15 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "ernie4_5": ("Ernie4_5ForCausalLM", SMALL | {"use_bias": True, "tie_word_embeddings": True, "head_dim": 16}, 40, None),
     "bert": ("BertModel", BERT, 40, None),
     "xlm-roberta": ("XLMRobertaModel", BERT | {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}, 40, None),
+    "mamba": ("MambaForCausalLM", MAMBA | {"tie_word_embeddings": True}, 40, None),
+    "falcon-mamba": ("FalconMambaForCausalLM", MAMBA | {"mixer_rms_eps": 1e-2}, 40, None),
+    "mamba2": ("Mamba2ForCausalLM", MAMBA2, 40, None),
+    "granite-hybrid": ("GraniteMoeHybridForCausalLM", HYBRID | {"num_local_experts": 4, "num_experts_per_tok": 2,
+                                                                "mamba_n_groups": 2}, 40, None),
+    "granite-hybrid-dense": ("GraniteMoeHybridForCausalLM", HYBRID | {"num_local_experts": 0, "position_embedding_type": "rope"}, 40, None),
+    "lfm2": ("Lfm2ForCausalLM", SMALL | {
+        "num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"], "norm_eps": 1e-5, "block_multiple_of": 32,
+        "block_ffn_dim_multiplier": 1.0, "tie_word_embeddings": True}, 40, None),
     "phi3": ("Phi3ForCausalLM", PHI3 | {"sliding_window": 8}, 40, None),
     "phi3-longrope": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 40, None),
     "phi3-longrope.short": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 24, 32),

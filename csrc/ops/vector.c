@@ -188,7 +188,7 @@ static int check_groups(const op_check *c, const step *s, const param *groups, c
 int check_norm(const op_check *c, step *s) {
     const value *x = &c->values[s->in[0]];
     const param *add = &s->p[NORM_ADD];
-    TRY(check_groups(c, s, &s->p[NORM_GROUPS], &s->p[NORM_W], 1));
+    TRY(check_groups(c, s, &s->p[NORM_GROUPS], &s->p[NORM_W], 0));
     if (add->n && (c->values[add->id[0]].width != x->width || c->values[add->id[0]].late != x->late))
         return op_fail(c, s, "add=%s does not have the output's shape", c->values[add->id[0]].name);
     return check_same(c, s);
@@ -199,11 +199,11 @@ static void norm_row(void *ctx, int64_t r, int worker) {
     const row_job *j = ctx;
     const op_ctx *c = j->c;
     const step *s = j->s;
-    const weight *w = &c->weights[s->p[NORM_W].id[0]];
+    const weight *w = s->p[NORM_W].id[0] < 0 ? NULL : &c->weights[s->p[NORM_W].id[0]];
     int64_t n = c->values[s->in[0]].width, groups = s->p[NORM_GROUPS].n ? s->p[NORM_GROUPS].i[0] : 1, m = n / groups;
     const float *x = value_ptr(c, s->in[0]) + r * n;
     float *y = value_ptr(c, s->out[0]) + r * n;
-    for (int64_t at = 0; at < n; at += m) c->k->rmsnorm(x + at, w->vec + (w->n == n ? at : 0), y + at, m, s->p[NORM_EPS].f);
+    for (int64_t at = 0; at < n; at += m) c->k->rmsnorm(x + at, w ? w->vec + (w->n == n ? at : 0) : NULL, y + at, m, s->p[NORM_EPS].f);
     if (s->p[NORM_ADD].n) {
         const float *z = value_ptr(c, s->p[NORM_ADD].id[0]) + r * n;
         for (int64_t i = 0; i < n; i++) y[i] += z[i];

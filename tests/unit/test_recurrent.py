@@ -207,6 +207,19 @@ def test_a_session_is_saved_with_its_state(rig: Rig, tmp_path: Path) -> None:
         assert got.text == want.text and got.usage.cached_tokens == want.usage.cached_tokens > 0
 
 
+@pytest.mark.parametrize("name", ["rwkv6", "rwkv7", "mamba", "mamba2", "lfm2", "granite-hybrid"])
+def test_quantized(name: str, tmp_path: Path) -> None:
+    """Mixes leave alone what is no product; the logits move no more than 8 bits move them (ref.run with rounded inputs: as much)."""
+    from pyllm.quantize.quantizer import quantize
+
+    whole = Rig(tmp_path, name)
+    quantize(whole.path, tmp_path / "q8_0.gguf", "Q8_0")
+    with pyllm.LLM(tmp_path / "q8_0.gguf", threads=1) as llm:
+        logits = llm.logits(whole.ids)
+    whole.engine.close()
+    assert np.corrcoef(logits.ravel(), whole.cold.ravel())[0, 1] > 0.995
+
+
 # ---- the converter of RWKV's files ----
 
 sys.path.insert(0, str(ROOT / "tools"))
