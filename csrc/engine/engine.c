@@ -290,7 +290,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
                 .file = e->m->file, .act = {e->act[0], e->act[1]}, .scratch = e->scratch, .scratch_bytes = e->scratch_bytes,
                 .order = e->order, .states = e->states, .states_floats = e->states_floats, .err = err};
     if (e->before && !rc) move_values(&c, e->plan.n_values, e->first_step, e->before, NULL);
-    if (e->metal && !rc) rc = cancelled(cancel) ? PYLLM_ERR_CANCELLED : metal_step(e, &b, seqs, logits, err);
+    if (e->metal && !rc) rc = metal_step(e, &b, seqs, logits, cancel, err);
     if (e->metal && !rc && cancelled(cancel)) rc = PYLLM_ERR_CANCELLED;
     for (int32_t i = e->first_step; i < e->last_step && !rc && !e->metal; i++) {
         const step *s = &e->m->t.steps[i];

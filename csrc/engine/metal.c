@@ -8,6 +8,7 @@
 extern const char metal_source[];
 
 enum { TILE = 8, DECODE_POSITIONS = 512, SPLIT_STATES = 32 };     /* positions of a part at least; rows times parts at most */
+enum { FEW_ROWS = 8, SLICE = 32 };      /* a step of more rows is run so many commands at a time, and can be cancelled in between */
 
 static size_t whole_pages(size_t bytes) { return (bytes + metal_page() - 1) / metal_page() * metal_page(); }
 
@@ -185,7 +186,7 @@ static int32_t write_tiles(const batch *b, int32_t *tiles) {
     return n;
 }
 
-int metal_step(pyllm_engine *e, const batch *b, const int32_t *seqs, float *logits, pyllm_error *err) {
+int metal_step(pyllm_engine *e, const batch *b, const int32_t *seqs, float *logits, const volatile int32_t *cancel, pyllm_error *err) {
     metal_engine *g = e->metal;
     int32_t max = e->params.max_rows, *pos = g->inputs + max;
     int64_t longest = 0;
@@ -203,7 +204,11 @@ int metal_step(pyllm_engine *e, const batch *b, const int32_t *seqs, float *logi
     }
     metal_plan *p;
     TRY(plan_for(e, &shape, &p, err));
-    TRY(metal_run(g->m->device, p->commands, p->n_commands, err));
+    int32_t slice = b->n_rows > FEW_ROWS ? SLICE : p->n_commands;
+    for (int32_t i = 0; i < p->n_commands; i += slice) {
+        if (cancelled(cancel)) return PYLLM_ERR_CANCELLED;
+        TRY(metal_run(g->m->device, p->commands + i, p->n_commands - i < slice ? p->n_commands - i : slice, err));
+    }
     if (b->n_logits) memcpy(logits, g->logits, (size_t)b->n_logits * (size_t)e->m->t.values[e->m->t.n_values - 1].width * sizeof(float));
     return 0;
 }

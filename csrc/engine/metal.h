@@ -2,7 +2,7 @@
  * activations, KV pages and page tables, so that everything else about sequences is as on the CPU.
  *
  * For each shape of a batch (rows, logits, attention tiles, parts of the positions) the tape is encoded once: pipelines, buffers, offsets, grids and the places where
- * the GPU must wait. A step writes tokens, positions and sequences to a buffer and replays the list. */
+ * the GPU must wait. A step writes tokens, positions and sequences to a buffer and replays the list, with many rows a slice at a time. */
 #ifndef PYLLM_ENGINE_METAL_H
 #define PYLLM_ENGINE_METAL_H
 #include "../kernels/metal/device.h"
@@ -59,8 +59,8 @@ void metal_model_free(metal_model *m);
 /* e->metal, when everything else of e is there. */
 int metal_engine_new(pyllm_engine *e, pyllm_error *err);
 void metal_engine_free(metal_engine *g);
-/* Runs the tape for a batch whose rows have pages; seqs: of each row. */
-int metal_step(pyllm_engine *e, const batch *b, const int32_t *seqs, float *logits, pyllm_error *err);
+/* Runs the tape for a batch whose rows have pages; seqs: of each row. *cancel is polled a few times. */
+int metal_step(pyllm_engine *e, const batch *b, const int32_t *seqs, float *logits, const volatile int32_t *cancel, pyllm_error *err);
 
 /* metal_plan.c */
 /* Whether the backend cannot run a step; why: the reason. */

@@ -1,4 +1,5 @@
-"""Child of test_faults.py: runs with a build whose N-th call for memory or a thread fails. Arguments: model file, stride, offset."""
+"""Child of test_faults.py: runs with a build whose N-th call for memory or a thread fails. Arguments: model file, stride, offset,
+backend."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def requests(llm: pyllm.LLM, state: str) -> Result:
 
 def work(path: str, state: str) -> Result:
     """Loads, makes the requests, gives everything back. After a fault in one of them the same model makes them all."""
-    with pyllm.LLM(path, ctx=64, threads=3, chat_template="{{ messages[-1].content }}") as llm:
+    with pyllm.LLM(path, ctx=64, threads=3, chat_template="{{ messages[-1].content }}", backend=sys.argv[4]) as llm:
         try:
             return requests(llm, state)
         except pyllm.OutOfMemory:

@@ -123,6 +123,29 @@ def shapes(path: str, ids: list[int]) -> dict[str, Any]:
     return {"made": made, **after}
 
 
+def stop(path: str, ids: list[int]) -> dict[str, Any]:
+    """A step of many rows whose flag is set while it runs: how many command buffers it takes whole, and until it stops."""
+    with GGUF(path) as file:
+        engine = Engine(file.handle, build.tape_text(file, None), threads=1, kv="f32", n_positions=512, level=METAL)
+        seq, other = engine.open_seq(), engine.open_seq()
+        engine.step([(seq, ids, 1)])
+        want, whole = engine.logits[0].copy(), counters("command buffers")["command buffers"]
+        engine.step([(other, ids[:5], 0)])
+        ctypes.CDLL(None).fake_set_after(ctypes.c_long(1), ctypes.c_void_p(int(ffi.cast("intptr_t", engine._cancel))))
+        before = counters("command buffers")["command buffers"]
+        try:
+            engine.step([(other, ids[5:], 1)])
+            stopped = False
+        except errors.Cancelled:
+            stopped = engine.length(other) == 5
+        after = counters("command buffers")["command buffers"] - before
+        engine.cancel(False)
+        engine.step([(other, ids[5:], 1)])
+        apart = float(np.abs(engine.logits[0] - want).max() / np.abs(want).max())
+        engine.close()
+    return {"whole": whole, "after": after, "stopped": stopped, "apart": apart}
+
+
 def load(path: str, options: dict[str, Any]) -> dict[str, Any]:
     """What LLM says, and the first tokens."""
     try:

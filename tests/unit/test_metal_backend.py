@@ -11,8 +11,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from conftest import ROOT
 import pyllm
 from pyllm import LLM, errors
 
-pytestmark = pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the fake device is for x86-64 Linux")
+pytestmark = [pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the fake device is for x86-64 Linux"),
+              pytest.mark.skipif(not shutil.which("g++"), reason="needs g++: apt install g++")]
 
 _spec = importlib.util.spec_from_file_location("write_gguf", Path(__file__).parent.parent / "golden" / "write_gguf.py")
 assert _spec and _spec.loader
@@ -37,9 +40,12 @@ FAMILIES = ("llama", "qwen3", "gemma2")        # between them norms of q and k, 
 MORE = ("llama-tied-bias", "llama-yarn", "mistral", "qwen2", "gemma", "gemma3", "smollm3")
 
 
-def child(command: str, *arguments: Any, kind: str = "trace", timeout: float = 600, **settings: int) -> dict[str, Any]:
-    """A command of metal_driver.py on the fake device; what it prints."""
-    env = os.environ | {"LD_PRELOAD": str(metal_emulator.build(kind, runtime=True)), "OPENBLAS_NUM_THREADS": "1"}
+def child(command: str, *arguments: Any, kind: str = "trace", timeout: float = 600, base: dict[str, str] | None = None,
+          **settings: int) -> dict[str, Any]:
+    """A command of metal_driver.py on the fake device, in the environment `base`; what it prints."""
+    env = dict(os.environ) if base is None else base
+    fake = str(metal_emulator.build(kind, runtime=True))
+    env = env | {"LD_PRELOAD": " ".join(filter(None, [env.get("LD_PRELOAD"), fake])), "OPENBLAS_NUM_THREADS": "1"}
     env |= {f"FAKE_METAL_{name.upper()}": str(value) for name, value in settings.items()}
     done = subprocess.run([sys.executable, str(Path(__file__).with_name("metal_driver.py")), command, json.dumps(arguments)], env=env,
                           capture_output=True, text=True, timeout=timeout, check=False)
@@ -123,8 +129,16 @@ def test_one_row_far_along_is_cut_into_parts(tiny: Path) -> None:
 
 def test_plans_are_replayed_and_steps_make_no_pipelines(tiny: Path) -> None:
     result = child("shapes", str(tiny), list(range(3, 20)), kind="plain")
-    assert result["made"] == result["pipelines"] and result["command buffers"] == 24
+    assert result["made"] == result["pipelines"]
+    assert result["command buffers"] == 2 * (8 * 1 + 2 * 1 + 2 * 2)      # more than 8 rows: 32 commands at a time, with logits there are 33
     assert result["barriers"] < result["dispatches"]         # q, k and v, for example, may run at the same time
+
+
+def test_a_step_of_many_rows_is_cancelled_between_command_buffers(tmp_path: Path) -> None:
+    path = tmp_path / "deep.gguf"
+    path.write_bytes(tiny_gguf.llama("q4_0", n_layers=5)[0])
+    result = child("stop", str(path), list(range(3, 20)), kind="plain")
+    assert result["whole"] == 3 and result["after"] == 1 and result["stopped"] and result["apart"] < BAR
 
 
 @pytest.mark.parametrize("schedule", [1, 20])
@@ -184,6 +198,31 @@ def test_without_metal_it_says_so(tiny: Path) -> None:
 def test_arguments_that_make_no_sense(options: dict[str, Any], tiny: Path) -> None:
     with pytest.raises(pyllm.ArgumentError, match="hint: "):
         LLM(tiny, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["aarch64-macos.11.0", "x86_64-macos.10.13"])
+def test_the_host_compiles_and_links_for_macos(target: str, tmp_path: Path) -> None:
+    """Without a framework: what it needs of Apple's libraries it looks up when it runs."""
+    ziglang = pytest.importorskip("ziglang", reason="needs a compiler for macOS: pip install ziglang")
+    cc = [str(Path(ziglang.__file__).parent / "zig"), "cc", "-target", target, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
+          "-ffp-contract=off", "-fPIC"]
+    sources = [str(ROOT / "csrc" / name) for name in ("kernels/metal/device.c", "base/alloc.c", "base/err.c")]
+    library = tmp_path / "libdevice.dylib"
+    subprocess.run([*cc, "-shared", *sources, "-o", str(library)], check=True)
+    assert {b"/System/Library/Frameworks/Metal.framework/Metal", b"MTLCreateSystemDefaultDevice"} <= set(library.read_bytes().split(b"\0"))
+    for name in ("metal", "metal_plan"):
+        subprocess.run([*cc, "-c", str(ROOT / f"csrc/engine/{name}.c"), "-o", str(tmp_path / f"{name}.o")], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_the_host_is_clean_under_sanitizers(sanitizers: str, tiny: Path, sanitized: Callable[[str], dict[str, str]]) -> None:
+    """The library is instrumented, the fake device is not."""
+    base = sanitized(sanitizers)
+    for command in ("mixed", "shapes"):
+        result = child(command, str(tiny), list(range(3, 20)), kind="plain", base=base)
+        assert result.get("same", True)
 
 
 @pytest.mark.slow

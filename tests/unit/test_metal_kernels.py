@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from metal_cases import SCHEDULES, TYPES, Case
 from metal_emulator import KERNELS, Emulator, KernelError
 from variant import runtime
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator is built with g++ on Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++: apt install g++")
 
 
 @pytest.fixture(scope="module")

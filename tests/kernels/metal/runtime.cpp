@@ -96,6 +96,8 @@ struct command_buffer : object {
     }
 };
 
+static int32_t *flag;           // set to 1 after so many command buffers
+static long flag_after;
 static std::vector<std::vector<object *>> pools;
 static std::vector<std::string> complaints;             // where there is no command buffer to say it
 
@@ -255,7 +257,7 @@ static void buffer_commit(command_buffer *b, selector) {
     int schedule = int(setting("FAKE_METAL_SCHEDULE", 0));
     for (const auto &part : b->parts)
         if (b->error.empty()) b->wrong(run(part, schedule));
-    counters["command buffers"]++;
+    if (++counters["command buffers"] == flag_after) __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
 }
 static void buffer_wait(command_buffer *b, selector) {
     if (!b->committed) b->wrong("waited for before it is committed");
@@ -360,6 +362,10 @@ void objc_autoreleasePoolPop(void *pool) {
 object *MTLCreateSystemDefaultDevice(void) { return setting("FAKE_METAL_NONE", 0) ? nullptr : new device; }
 
 long fake_counter(const char *name) { return counters[name]; }
+void fake_set_after(long command_buffers, int32_t *where) {
+    flag = where;
+    flag_after = counters["command buffers"] + command_buffers;
+}
 int fake_complaints(void) { return int(complaints.size()); }
 }
 
