@@ -29,8 +29,9 @@ typedef struct runtime {
 #if defined(__APPLE__)
 static int find_runtime(runtime *r) {
     static const char *const libraries[] = {"/usr/lib/libobjc.A.dylib", "/System/Library/Frameworks/Foundation.framework/Foundation",
+                                            "/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics",   /* without it there is no default GPU */
                                             "/System/Library/Frameworks/Metal.framework/Metal"};
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++)
         if (!dlopen(libraries[i], RTLD_LAZY | RTLD_GLOBAL)) return 0;
     struct { void **at; const char *name; } found[] = {
         {(void **)&r->get_class, "objc_getClass"}, {(void **)&r->selector, "sel_registerName"}, {(void **)&r->send, "objc_msgSend"},
