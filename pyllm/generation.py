@@ -103,6 +103,10 @@ class Generation:
         """How a draft model, of whose logits this is a row, guesses the token that comes after `ahead` others."""
         return Choice(self._sampler, row, len(self.task.tokens) + ahead, guess=True)
 
+    def forced(self) -> list[int]:
+        """Tokens that the form leaves no choice about, as far as texts are cut into tokens the usual way."""
+        return [] if self._constraint is None else self._constraint.forced()
+
     def lookup(self, most: int) -> tuple[list[int], int]:
         """(guesses from the text so far, tokens that they are founded on)."""
         return self._sampler.lookup(most)

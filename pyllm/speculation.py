@@ -1,8 +1,9 @@
 """Speculation: the next tokens of a sequence are guessed and then checked together, so that one pass over the weights may give several.
 
 A guess counts if it is the model's own choice at its place. That choice depends on what comes before it and on noise that belongs to the
-place, so every text is that of plain decoding, bit for bit, whatever is guessed. Guesses come from the text itself (what followed where its
-last tokens stood before) or from a draft model, which chooses with the same parameters and the same noise.
+place, so every text is that of plain decoding, bit for bit, whatever is guessed. Guesses come from the form that a reply must have, where that
+leaves no choice, from the text itself (what followed where its last tokens stood before), or from a draft model, which chooses with the same
+parameters and the same noise.
 
 What there is to decide is how many guesses are worth their time. Steps that have run tell what a row costs, guesses that were checked how
 often those of their kind are right; the depth is the one from which most tokens a second are expected, down to none.
@@ -29,7 +30,8 @@ MATCHES = (1, 2, 3, 5, 9, 17)                       # tokens that match, from wh
 CHANCES = (0.0, 0.3, 0.5, 0.7, 0.85, 0.95)          # the draft model's probability from which on its guess is of the next kind
 DRAFTED = len(MATCHES)                              # the first kind of the draft model's
 ANY = DRAFTED + len(CHANCES)                        # all of these together
-PRIOR = (0.05, 0.15, 0.3, 0.45, 0.6, 0.8, 0.2, 0.4, 0.55, 0.7, 0.85, 0.95, 0.75)
+FORCED = ANY + 1                                    # what a form leaves no choice about
+PRIOR = (0.05, 0.15, 0.3, 0.45, 0.6, 0.8, 0.2, 0.4, 0.55, 0.7, 0.85, 0.95, 0.75, 0.9)
 NEAR = 16           # tokens that the draft model may be behind without asking whether catching up pays
 CHUNK = 64          # tokens by which it catches up between two steps while others wait
 
@@ -184,7 +186,9 @@ class Speculator:
             s.rates = s.rates or Rates(self._rates, 50)
             if s.mode.depth is None and not self._steps.knows(base):
                 continue                    # a plain step tells what there is to gain
-            if s.mode.lookup:
+            for token in guess.g.forced()[:guess.most]:
+                guess.add(token, FORCED, s.rates[FORCED])
+            if s.mode.lookup and not guess.tokens:
                 self._look_up(guess)
             if s.mode.draft and not s.off and (not guess.tokens or guess.chances[0] < s.rates[ANY]):
                 guess.cut(0)
@@ -361,7 +365,7 @@ class Speculator:
         s = x.g.speculation
         assert s.rates is not None
         for i, kind in enumerate(x.kinds[:accepted + 1]):
-            for k in (kind, ANY)[:1 + (kind >= DRAFTED)]:
+            for k in (kind, ANY) if DRAFTED <= kind < ANY else (kind,):
                 s.rates.add(k, i < accepted)
                 self._rates.add(k, i < accepted)
 

@@ -279,6 +279,13 @@ class Constraint:
         self._matcher.consume_token(token)
         self._check()
 
+    def forced(self) -> list[int]:
+        """How the reply must go on, as guesses: the same text may be written with other tokens."""
+        if self._state != "form" or self._matcher.is_stopped():
+            return []
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
+
     @property
     def complete(self) -> bool:
         """Nothing can follow but an end token."""
@@ -324,6 +331,10 @@ class TriggeredConstraint:
             if found is not None:
                 self._begin(self._said[found.start(1):])
                 self._said = b"."
+
+    def forced(self) -> list[int]:
+        tokens: list[int] = [] if self._matcher is None else self._matcher.compute_ff_tokens()
+        return tokens
 
     def _begin(self, said: bytes) -> None:
         """A form has begun, with these bytes."""

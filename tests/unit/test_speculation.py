@@ -21,7 +21,7 @@ from pyllm.engine import MAX_DRAFTS, Choice, Engine
 from pyllm.gguf import GGUF
 from pyllm.sampling import Options
 from pyllm.sampling import Sampler as PythonSampler
-from pyllm.speculation import Curve, Guess, Mode, Rates, Speculation, Speculator
+from pyllm.speculation import PRIOR, Curve, Guess, Mode, Rates, Speculation, Speculator
 
 TINY = {"n_layers": 1, "n_embd": 64, "n_ff": 64, "heads": 2, "kv_heads": 1, "ctx": 256}
 DEPTHS: list[Any] = [1, 2, 3, 7, MAX_DRAFTS, "auto", "lookup"]
@@ -125,6 +125,17 @@ def test_forms_and_processors_see_every_token(llm: pyllm.LLM, depth: Any) -> Non
             seen.append([])
             replies.append(llm.complete(prompt(2), **{"max_tokens": 60, **options, "speculate": speculate}))
         assert same(*replies) and seen[-1] == seen[-2]
+
+
+def test_what_a_form_leaves_no_choice_about_is_guessed(smollm2: Path) -> None:
+    pytest.importorskip("llguidance")
+    properties = {"first_name": {"type": "string", "maxLength": 8}, "temperature_celsius": {"type": "integer"}}
+    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    with pyllm.LLM(smollm2, ctx=512, speculate=4) as llm:
+        for options in ({"temperature": 0}, {"temperature": 1.0, "seed": 2}):
+            plain, guessed = (llm.chat("Describe somebody.", schema=schema, max_tokens=60, speculate=s, **options) for s in ("off", None))
+            assert same(guessed, plain) and plain.parsed
+            assert guessed.usage.accepted_tokens >= 4       # the names, which the draft by lookup cannot know
 
 
 @pytest.mark.parametrize("depth", [4, MAX_DRAFTS])
@@ -370,7 +381,7 @@ class FakeGeneration:
     task = FakeTask()
 
     def __init__(self, mode: Mode) -> None:
-        self.speculation = Speculation(mode, Rates([0.5] * 13, 50))
+        self.speculation = Speculation(mode, Rates([0.5] * len(PRIOR), 50))
 
 
 def depths(slope: float, chances: list[list[float]], spent: float = 0.0) -> list[int]:
@@ -418,7 +429,7 @@ def test_curves_learn() -> None:
 
 
 def test_rates_learn() -> None:
-    everybody = Rates([0.5] * 13, 100)
+    everybody = Rates([0.5] * len(PRIOR), 100)
     mine = Rates(everybody, 20)
     for _ in range(200):
         mine.add(3, True)
