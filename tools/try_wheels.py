@@ -11,8 +11,8 @@
                            a Python of Linux; arm64 under qemu-aarch64
     Windows, x64           examples/c-chat linked against the DLL answers as the Python API does, under Wine
 
-Windows for arm64 is the one that never ran. What runs is kept in build/wheels. Needs the packages of pyllm and of its build, ziglang,
-pytest; and apt install qemu-user gcc-aarch64-linux-gnu musl wine wine64. Exit status: 0 all ran and passed, 1 not, 2 something is not
+Windows for arm64 is the one that never ran. What runs is kept in build/wheels. Needs pyllm, the packages of its build, ziglang, pytest;
+and apt install qemu-user gcc-aarch64-linux-gnu musl wine wine64. Exit status: 0 all ran and passed, 1 not, 2 something is not
 installed.
 """
 
@@ -163,14 +163,16 @@ def manylinux_aarch64(wheel: Path) -> str:
 
 # ---- the chat in C: Linux with musl, Windows ----
 
+def python_answers() -> tuple[str, str, str]:
+    """The model's path, its tape, and what the Python API answers to QUESTIONS; the library is that of this Python's pyllm."""
+    model, tape, answers = json.loads(run(sys.executable, "-c", HOST, QUESTIONS))
+    return model, tape, answers
+
+
 def chat(wheel: Path, target: str, library: str, *command: str | Path, env: Mapping[str, str] | None = None) -> None:
     """Links examples/c-chat against a wheel's library and asks it; `command` runs it."""
     folder = unpacked(wheel)
-    glibc = next(iter(sorted(wheel.parent.glob("*manylinux*_x86_64.whl"))), None)
-    if glibc is None:
-        raise Failed("there is no manylinux wheel for x86-64 to compare it with")
-    answer = run(sys.executable, "-c", HOST, QUESTIONS, env={"PYTHONPATH": str(unpacked(glibc)), "PYTHONSAFEPATH": "1"})
-    model, tape, wanted = json.loads(answer)
+    model, tape, wanted = python_answers()
     (folder / "model.tape").write_text(tape)
     program = folder / f"pyllm/chat{'.exe' if 'windows' in target else ''}"      # where Windows looks for the library, too
     kind = [] if "windows" in target else ["-dynamic", f"-Wl,-rpath,{folder}/pyllm"]
@@ -178,6 +180,24 @@ def chat(wheel: Path, target: str, library: str, *command: str | Path, env: Mapp
     run(zig(), "cc", "-target", target, "-O2", *sources, *kind, "-o", program)
     said = run(*command, program, model, folder / "model.tape", stdin=QUESTIONS, env={"GREEDY": "1", **(env or {})})
     same(target, said.replace("\r\n", "\n"), wanted)
+
+
+def static_chat() -> None:
+    """examples/c-chat as one static program for aarch64, made by the commands of docs/arm.md, on CPUs with and without dot products."""
+    found = re.search(r"```sh\n(CC=.*?)```", (ROOT / "docs/arm.md").read_text(), re.S)
+    assert found, "docs/arm.md has no commands"
+    folder = WORK / "static"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    commands = found[1].replace("build/static", str(folder)).replace("-o chat", f"-o {folder}/chat")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run("sh", "-euc", commands, env={"CC": f"{zig()} cc -target aarch64-linux-musl", "PATH": path}, cwd=ROOT)
+    model, tape, wanted = python_answers()
+    (folder / "model.tape").write_text(tape)
+    for cpu in ("cortex-a53", "max,sve=off"):
+        said = run(tool("qemu-aarch64", "qemu-user"), "-cpu", cpu, folder / "chat", model, folder / "model.tape", stdin=QUESTIONS,
+                   env={"GREEDY": "1"})
+        same(f"the static program as {cpu}", said, wanted)
 
 
 def musllinux_x86_64(wheel: Path) -> str:
@@ -193,7 +213,8 @@ def musllinux_aarch64(wheel: Path) -> str:
         folder = unpacked(wheel)
         arm64(folder, "--python", "-c", "")
     chat(wheel, "aarch64-linux-musl", "libpyllm.so", tool("qemu-aarch64", "qemu-user"), "-L", ARM64 / "root", "-cpu", "max,sve=off")
-    return "examples/c-chat answers under qemu-aarch64; Python on musl is untested"
+    static_chat()
+    return "examples/c-chat answers under qemu-aarch64, also as a static program; Python on musl is untested"
 
 
 def win_amd64(wheel: Path) -> str:

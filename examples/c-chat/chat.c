@@ -121,7 +121,7 @@ int main(int argc, char **argv) {
             fwrite(token, 1, (size_t)bytes, stdout), fflush(stdout);
         }
         if (rc != PYLLM_ERR_CANCELLED) check(rc);
-        puts("");
+        puts(""), fflush(stdout);
         chat_bytes = turn;
         say(answer, strlen(answer)), say(text, text_bytes), say(answer_end, strlen(answer_end));
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -69,43 +70,56 @@ def test_saved_tape_runs_as_the_tape(smollm2: Path, tmp_path: Path) -> None:
     assert text.isascii()
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc").split()[-1]), reason="no C compiler")
-def test_c_chat_answers_as_python(smollm2: Path, tmp_path: Path) -> None:
-    """Two turns, so that the second prompt holds the first answer."""
-    tape, library = tmp_path / "model.tape", Path(pyllm.__file__).parent / "libpyllm.so"
+@pytest.fixture(scope="module")
+def chat(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command of examples/c-chat, built as its first lines say."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    folder, library = tmp_path_factory.mktemp("chat"), Path(pyllm.__file__).parent / "libpyllm.so"
     with GGUF(smollm2) as gguf:
-        tape.write_text(saved_tape(gguf))
-    subprocess.run(
-        [
-            "cc",
-            "-O1",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-I",
-            ROOT / "csrc",
-            ROOT / "examples/c-chat/chat.c",
-            library,
-            f"-Wl,-rpath,{library.parent}",
-            "-o",
-            tmp_path / "chat",
-        ],
-        check=True,
-        timeout=60,
-    )
+        (folder / "model.tape").write_text(saved_tape(gguf))
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "csrc"), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run(["cc", *flags, str(ROOT / "examples/c-chat/chat.c"), str(library), "-o", str(folder / "chat")], check=True, timeout=60)
+    return [str(folder / "chat"), str(smollm2), str(folder / "model.tape")]
+
+
+def test_c_chat_answers_as_python(chat: list[str], smollm2: Path) -> None:
+    """Two turns, so that the second prompt holds the first answer."""
     questions = ["hello", "Say yes."]
-    done = subprocess.run(
-        [tmp_path / "chat", smollm2, tape],
-        input="\n".join(questions) + "\n",
-        env=os.environ | {"GREEDY": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=True,
-    )
+    done = subprocess.run(chat, input="\n".join(questions) + "\n", env=os.environ | {"GREEDY": "1"}, capture_output=True, encoding="utf-8",
+                          timeout=120, check=True)
     messages: list[dict[str, str]] = []
     with pyllm.LLM(smollm2, ctx=2048) as llm:
         for question in questions:
             messages.append({"role": "user", "content": question})
             messages.append({"role": "assistant", "content": llm.chat(messages, temperature=0, max_tokens=512).text})
     assert done.stdout == "".join(m["content"] + "\n" for m in messages[1::2])
+
+
+def test_c_chat_is_cancelled(chat: list[str], smollm2: Path) -> None:
+    """Ctrl-C ends the answer, not the chat; the conversation goes on with what was said."""
+    question = "Why do leaves turn red in autumn?"
+    with pyllm.LLM(smollm2, ctx=2048) as llm:
+        begin = llm.chat(question, temperature=0, max_tokens=64).text.encode()     # the whole has hundreds of tokens
+    with subprocess.Popen(chat, env=os.environ | {"GREEDY": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                          bufsize=0) as program:
+        assert program.stdin and program.stdout
+        program.stdin.write(question.encode() + b"\n")
+        said = program.stdout.read(1)
+        program.send_signal(signal.SIGINT)
+        program.stdin.write(b"Say yes.\n")
+        program.stdin.close()
+        while piece := program.stdout.read(4096):
+            said += piece
+        assert program.wait(60) == 0
+    same = next((i for i, (a, b) in enumerate(zip(said, begin, strict=False)) if a != b), len(said))
+    assert 1 <= same < len(begin) and len(said) > same + 2 and said.endswith(b"\n")
+
+
+def test_c_chat_says_what_is_wrong(chat: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.tape").write_text("pyllm-tape 1\n")
+    for arguments, said in (([chat[1]], "usage: "), ([chat[1], str(tmp_path / "none")], "none cannot be read"),
+                            ([chat[1], str(tmp_path / "empty.tape")], "the tape has no such chat"),
+                            ([str(tmp_path / "none.gguf"), chat[2]], "none.gguf")):
+        done = subprocess.run([chat[0], *arguments], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode in (1, 2) and said in done.stderr
