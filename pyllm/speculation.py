@@ -1,9 +1,9 @@
 """Speculation: the next tokens of a sequence are guessed and then checked together, so that one pass over the weights may give several.
 
 A guess counts if it is the model's own choice at its place. That choice depends on what comes before it and on noise that belongs to the
-place, so every text is that of plain decoding, bit for bit, whatever is guessed. Guesses come from the form that a reply must have, where that
-leaves no choice, from the text itself (what followed where its last tokens stood before), or from a draft model, which chooses with the same
-parameters and the same noise.
+place, so every text is that of plain decoding, bit for bit, whatever is guessed. Guesses come from the form that a reply must have, where
+that leaves no choice, from the text itself (what followed where its last tokens stood before), or from a draft model, which chooses with
+the same parameters and the same noise.
 
 What there is to decide is how many guesses are worth their time. Steps that have run tell what a row costs, guesses that were checked how
 often those of their kind are right; the depth is the one from which most tokens a second are expected, down to none.

@@ -58,6 +58,11 @@ def test_json_and_seeds(smollm2: Path) -> None:
     assert got["timings"]["predicted_per_s"] > 0 and got["reasoning"] is None
     again = pyllm("-m", str(smollm2), "-n", "8", "--temp", "1.5", "--seed", str(got["seed"]), "Name three colours")
     assert again.stdout == got["text"] + "\n"
+    guessed = pyllm("-m", str(smollm2), "--json", "-n", "8", "--temp", "1.5", "--seed", str(got["seed"]), "--draft", str(smollm2),
+                    "--speculate", "3", "Name three colours")
+    usage = json.loads(guessed.stdout)["usage"]
+    assert json.loads(guessed.stdout)["text"] == got["text"] and usage["accepted_tokens"] == usage["drafted_tokens"] >= 5
+    assert pyllm("--speculate", "32", "x").returncode == 2
 
 
 def test_json_is_ascii(smollm2: Path, tmp_path: Path) -> None:

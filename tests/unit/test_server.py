@@ -281,13 +281,16 @@ class Command:
 
 
 def test_the_command_loads_serves_and_drains(smollm2: Path) -> None:
-    command = Command(f"tiny={smollm2}", "--ctx", "512", "--limit", "drain_s=0.2", "--keep-alive", "1h")
+    command = Command(f"tiny={smollm2}", "--ctx", "512", "--limit", "drain_s=0.2", "--keep-alive", "1h", "--parallel", "2",
+                      "--draft", str(smollm2), "--speculate", "3")
     assert command.greeting.startswith("serving tiny at http://127.0.0.1:")
     statuses = set()
     wait_until(lambda: statuses.add(command.client.get("/health").status) is None and 200 in statuses)
     assert statuses <= {200, 503}
     secret = "a secret word"
-    assert command.client.chat(secret, model="tiny", max_tokens=2).status == 200
+    answer = command.client.chat(secret, model="tiny", max_tokens=12)
+    assert answer.status == 200 and answer.json["timings"]["draft_n"] == answer.json["timings"]["draft_n_accepted"] >= 6
+    assert 'pyllm_accepted_tokens_total{model="tiny"}' in command.client.get("/metrics").body.decode()
     reader: Reader = command.client.open_stream("Write a very long story.")
     reader.first()
     assert command.end() == 0
@@ -302,6 +305,8 @@ def test_the_command_refuses_what_would_be_unsafe(smollm2: Path, capfd: pytest.C
     assert "an API key is needed" in capfd.readouterr().err
     assert main(["serve", str(smollm2), "--api-key", "short"]) == 1
     assert "at least 8" in capfd.readouterr().err
+    assert main(["serve", str(smollm2), f"b={smollm2}", "--draft", str(smollm2)]) == 1
+    assert "of one model" in capfd.readouterr().err
 
 
 # ---- the page about it ----
