@@ -262,7 +262,10 @@ class DiskCache:
             hit = driver.cache.attach(seq, pending.client, pending.tokens, len(pending.tokens))
             held.append((seq, hit.n))
 
-        driver.call(hold, undo=lambda _: [self._engine.close_seq(seq) for seq, _ in held] and None)
+        def give_back(_: None) -> None:
+            self._engine.close_seq(held[0][0])
+
+        driver.call(hold, undo=give_back)
         seq, n = held[0]
         try:
             if n >= LEAST:

@@ -441,7 +441,7 @@ class LLM:
     def _disk_cache(self, tape: str, limit: int) -> DiskCache:
         from .disk_cache import DiskCache, key_of
 
-        files = [*part_paths(Path(self.path)), *(path for path, _ in self._adapters)]
+        files: list[str | Path] = [*part_paths(Path(self.path)), *(path for path, _ in self._adapters)]
         scales = "".join(f"\0{scale!r}" for _, scale in self._adapters)
         key = key_of(files, tape + scales, f"{self.kv} {self.backend}")
         return DiskCache(self._engine, self.path, key, None if limit is True else limit)

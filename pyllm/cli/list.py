@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     found = [(names.get(f.path, f.name), f) for f in stores.everything()]
     packed, kept = pack_cache.entries(), disk_cache.entries()
     here = {Path(os.path.realpath(f.path)) for _, f in found}
-    others = sorted({e.model for e in (*packed, *kept)} - here)       # given as paths, from anywhere
+    others = sorted(({e.model for e in packed} | {e.model for e in kept}) - here)       # given as paths, from anywhere
     found += [(str(path), stores.Found(str(path), path, "file")) for path in others]
     rows = [_row(name, f, packed, kept) for name, f in found]
     if args.json:
