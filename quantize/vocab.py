@@ -65,7 +65,7 @@ def fields(folder: Folder, config: Mapping[str, Any], n_vocab: int | None, pre: 
 
 def _read(folder: Folder, settings: _Settings, pre: str | None) -> Vocab:
     table = folder.json("tokenizer.json")
-    if table is not None and (vocab_json.is_byte_level(table) or not folder.has("tokenizer.model")):
+    if table is not None and (vocab_json.tells_all(table) or not folder.has("tokenizer.model")):
         return vocab_json.read(table, f"{folder.path}/tokenizer.json", pre)
     data = folder.bytes("tokenizer.model")
     if data is None:

@@ -1,5 +1,5 @@
 """Vocabularies out of tokenizer.json, the file of Hugging Face's tokenizers library: byte-level BPE, sentencepiece's BPE as it is
-written there, whose scores follow from the order of the merges, and WordPiece."""
+written there, whose scores follow from the order of the merges, WordPiece, and Unigram."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pyllm import errors
 
-from . import pretokenizers, vocab_wordpiece
+from . import pretokenizers, vocab_unigram, vocab_wordpiece
 from .vocab_types import ADDED_SCORE, BYTE, CONTROL, MAX_TOKENS, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocab
 
 _HARMLESS = ("NFC",)        # normalizers that change no text in composed form
@@ -19,18 +19,26 @@ def is_byte_level(table: Mapping[str, Any]) -> bool:
     return any(part.get("type") == "ByteLevel" for key in ("pre_tokenizer", "decoder") for part in _parts(table.get(key)))
 
 
+def tells_all(table: Mapping[str, Any]) -> bool:
+    """Whether this file is better than a sentencepiece model beside it."""
+    model = table.get("model")
+    return is_byte_level(table) or (isinstance(model, dict) and model.get("type") in ("WordPiece", "Unigram"))
+
+
 def read(table: Mapping[str, Any], where: str, pre: str | None) -> Vocab:
     """The vocabulary of a parsed tokenizer.json. where: its path, for messages; pre: see vocab.fields."""
     model = table.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or kind not in ("BPE", "WordPiece"):
+    if not isinstance(model, dict) or kind not in ("BPE", "WordPiece", "Unigram"):
         raise errors.UnsupportedTokenizer(f"{where}: the tokenizer model {kind!r} cannot be converted\n"
-                                          "hint: BPE and WordPiece can; of others sentencepiece's tokenizer.model")
-    tokens = _tokens(model.get("vocab"), table, where)
+                                          "hint: BPE, WordPiece and Unigram can; of others sentencepiece's tokenizer.model")
     added = _added(table, where)
-    if kind == "WordPiece":
-        vocab = vocab_wordpiece.read(table, tokens, where)
+    if kind == "Unigram":
+        vocab = vocab_unigram.read(table, where)
+    elif kind == "WordPiece":
+        vocab = vocab_wordpiece.read(table, _tokens(model.get("vocab"), table, where), where)
     else:
+        tokens = _tokens(model.get("vocab"), table, where)
         merges = list(_merges(model.get("merges"), where))
         vocab = (_byte_level(table, tokens, merges, where, pre) if is_byte_level(table) else _sentencepiece(table, tokens, merges, where))
     for token, special, index in added:

@@ -55,7 +55,8 @@ static void link_beginnings(const pyllm_tokenizer *t, special_set *set) {
 }
 
 static int in_set(const pyllm_tokenizer *t, int32_t id, int control) {
-    return (t->type[id] == TOKEN_USER || (control && t->type[id] == TOKEN_CONTROL)) && t->text[id].len;
+    int type = t->type[id], special = type == TOKEN_CONTROL || (type == TOKEN_UNKNOWN && t->kind == KIND_UNIGRAM);
+    return (type == TOKEN_USER || (control && special)) && t->text[id].len <= SPECIAL_MAX && t->text[id].len;
 }
 
 int special_index(pyllm_tokenizer *t) {
@@ -70,11 +71,12 @@ int special_index(pyllm_tokenizer *t) {
         sort(t, set->x, set->n);
         link_beginnings(t, set);
     }
-    if (t->kind == KIND_GREEDY) {
+    if (t->kind == KIND_GREEDY || t->kind == KIND_UNIGRAM) {
+        const span *spans = t->kind == KIND_GREEDY ? t->bytes : t->text;
         t->all.x = mem_array((size_t)t->n, sizeof *t->all.x);
         if (!t->all.x) return -1;
         for (int32_t id = 0; id < t->n; id++)
-            if (t->type[id] == TOKEN_NORMAL && t->bytes[id].len) t->all.x[t->all.n++] = (special){.text = t->bytes[id], .id = id};
+            if (t->type[id] == TOKEN_NORMAL && spans[id].len) t->all.x[t->all.n++] = (special){.text = spans[id], .id = id};
         sort(t, t->all.x, t->all.n);
         link_beginnings(t, &t->all);
     }
@@ -96,6 +98,11 @@ int32_t special_at(const pyllm_tokenizer *t, const char *s, int64_t n, int contr
 }
 
 int32_t longest_in(const pyllm_tokenizer *t, const special_set *set, const char *s, int64_t n) {
+    int32_t i = longest_place(t, set, s, n);
+    return i < 0 ? -1 : set->x[i].id;
+}
+
+int32_t longest_place(const pyllm_tokenizer *t, const special_set *set, const char *s, int64_t n) {
     int32_t i = 0, end = set->n;
     while (i < end) {
         int32_t mid = i + (end - i) / 2;
@@ -108,5 +115,5 @@ int32_t longest_in(const pyllm_tokenizer *t, const special_set *set, const char 
     uint32_t common = 0;
     while (common < x.len && common < n && t->arena[x.at + common] == s[common]) common++;
     while (i >= 0 && set->x[i].text.len > common) i = set->x[i].shorter;
-    return i < 0 ? -1 : set->x[i].id;
+    return i;
 }

@@ -35,6 +35,7 @@ int64_t tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, int add_spe
         while (e < n && (id = special_at(t, s + e, n - e, parse_special)) < 0) e++;
         if (e > i) {
             if (t->kind == KIND_WPM) wordpiece_tokenize(t, s + i, e - i, &out);
+            else if (t->kind == KIND_UNIGRAM) TRY(unigram_tokenize(t, s + i, e - i, &out));
             else TRY(t->kind == KIND_BPE ? bpe_tokenize(t, s + i, e - i, &out) : t->kind == KIND_GREEDY ? greedy_tokenize(t, s + i, e - i, &out)
                      : spm_piece(t, s + i, e - i, t->add_space_prefix && after_special, &out));
             after_special = 0;

@@ -169,6 +169,7 @@ static int index_tokens(pyllm_tokenizer *t, const source *s) {
     for (int32_t i = 0; i < t->n; i++) {
         if (t->kind == KIND_BPE && t->type[i] != TOKEN_CONTROL && t->type[i] != TOKEN_USER) id_put(t, &t->by_bytes, t->bytes, i);
         if (t->kind == KIND_SPM && t->type[i] != TOKEN_BYTE) id_put(t, &t->by_bytes, t->text, i);
+        if (t->kind == KIND_UNIGRAM && t->text[i].len) id_put(t, &t->by_bytes, t->text, i);
         if (t->kind == KIND_WPM && t->type[i] != TOKEN_CONTROL && t->text[i].len) id_put(t, &t->by_bytes, t->text, i);
         if (t->text[i].len > t->longest) t->longest = t->text[i].len;
     }
@@ -232,6 +233,41 @@ static int read_scores(pyllm_tokenizer *t, const source *s) {
     return 0;
 }
 
+/* Sizes of the trie (u32, bytes), the trie, strings that end with a NUL each. */
+static int read_charsmap(pyllm_tokenizer *t, const source *s) {
+    static const char key[] = "tokenizer.ggml.precompiled_charsmap";
+    pyllm_kv kv;
+    uint32_t size;
+    if (gguf_kv(s->g, gguf_find_kv(s->g, key), &kv) || !kv.count) return 0;
+    if (kv.type != 9 || kv.item_type > 1 || kv.count < 8 || kv.count > 1u << 28) return wrong(s, key, "is no table of bytes");
+    const uint8_t *p = kv.data;
+    memcpy(&size, p, 4);
+    if (size % 4 || size < 4 || size > kv.count - 5) return wrong(s, key, "does not fit its size");
+    t->charsmap.n_units = size / 4;
+    t->charsmap.text_len = (uint32_t)(kv.count - 4 - size);
+    t->charsmap.units = mem_alloc(size);
+    t->charsmap.text = mem_alloc((size_t)t->charsmap.text_len + 1);
+    if (!t->charsmap.units || !t->charsmap.text) return no_memory(s);
+    memcpy(t->charsmap.units, p + 4, size);
+    memcpy(t->charsmap.text, p + 4 + size, t->charsmap.text_len);
+    t->charsmap.text[t->charsmap.text_len] = 0;
+    return 0;
+}
+
+static int read_unigram(pyllm_tokenizer *t, const source *s) {
+    if (!number(s, "tokenizer.ggml.remove_extra_whitespaces", 1))
+        return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s: a Unigram tokenizer that keeps runs of spaces is not supported\n"
+                       "hint: those of T5 and XLM-R are", gguf_path(s->g));
+    TRY(read_scores(t, s));
+    float least = 0;
+    for (int32_t i = 0; i < t->n; i++) {
+        if (!(t->scores[i] > -1e30f && t->scores[i] < 1e30f)) return wrong(s, "tokenizer.ggml.scores", "holds a number out of range");
+        if (t->type[i] == TOKEN_NORMAL && t->scores[i] < least) least = t->scores[i];
+    }
+    t->unknown_score = (double)least - 10;
+    return read_charsmap(t, s);
+}
+
 /* ---- special ids ---- */
 
 static void mark_ends(pyllm_tokenizer *t) {
@@ -273,10 +309,10 @@ static int read_special(pyllm_tokenizer *t, const source *s) {
     const char *arch = text(s, "general.architecture", &len);
     t->strip_after_special = arch && len == 4 && !memcmp(arch, "phi3", 4);      /* its published tokens strip the space behind them */
     if (t->kind == KIND_WPM) TRY(read_wordpiece(t, s));
-    int adds_bos = t->kind == KIND_BPE ? pretokenizer_adds_bos(t->pre) : t->kind != KIND_GREEDY;
+    int adds_bos = t->kind == KIND_BPE ? pretokenizer_adds_bos(t->pre) : t->kind == KIND_SPM || t->kind == KIND_WPM;
     t->add_bos = number(s, "tokenizer.ggml.add_bos_token", adds_bos) != 0;
-    t->add_eos = number(s, "tokenizer.ggml.add_eos_token", t->kind == KIND_WPM) != 0;
-    t->add_space_prefix = t->kind == KIND_WPM || (t->kind == KIND_SPM && number(s, "tokenizer.ggml.add_space_prefix", 1) != 0);
+    t->add_eos = number(s, "tokenizer.ggml.add_eos_token", t->kind == KIND_WPM || t->kind == KIND_UNIGRAM) != 0;
+    t->add_space_prefix = t->kind == KIND_WPM || ((t->kind == KIND_SPM || t->kind == KIND_UNIGRAM) && number(s, "tokenizer.ggml.add_space_prefix", 1) != 0);
     mark_ends(t);
     return 0;
 }
@@ -289,13 +325,17 @@ static int read_kind(pyllm_tokenizer *t, const source *s) {
         t->kind = len == 5 ? KIND_SPM : KIND_WPM;
         return 0;
     }
+    if (len == 2 && !memcmp(model, "t5", 2)) {
+        t->kind = KIND_UNIGRAM;
+        return 0;
+    }
     if (len == 4 && !memcmp(model, "rwkv", 4)) {
         t->kind = KIND_GREEDY;
         return 0;
     }
     if (len != 4 || memcmp(model, "gpt2", 4))
         return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s: tokenizer model '%.*s' is not supported\n"
-                       "hint: byte-level BPE (gpt2), sentencepiece (llama), WordPiece (bert) and RWKV's (rwkv) are", gguf_path(s->g),
+                       "hint: byte-level BPE (gpt2), sentencepiece (llama), WordPiece (bert), Unigram (t5) and RWKV's (rwkv) are", gguf_path(s->g),
                        (int)(len < 60 ? len : 60), model);
     const char *pre = text(s, "tokenizer.ggml.pre", &len);
     if (!pre) return err_set(s->err, PYLLM_ERR_UNSUPPORTED, "%s does not name its pre-tokenizer (tokenizer.ggml.pre)\nhint: convert the model again", gguf_path(s->g));
@@ -315,6 +355,7 @@ int tokenizer_new(const pyllm_gguf *g, pyllm_tokenizer **out, pyllm_error *err) 
     if (!rc) rc = index_tokens(t, &s);
     if (!rc && t->kind == KIND_BPE) rc = read_merges(t, &s);
     if (!rc && t->kind == KIND_SPM) rc = read_scores(t, &s);
+    if (!rc && t->kind == KIND_UNIGRAM) rc = read_unigram(t, &s);
     if (!rc) rc = read_special(t, &s);
     if (rc) tokenizer_free(t);
     else *out = t;
@@ -334,5 +375,7 @@ void tokenizer_free(pyllm_tokenizer *t) {
     mem_free(t->special[1].x);
     mem_free(t->all.x);
     mem_free(t->merges);
+    mem_free(t->charsmap.units);
+    mem_free(t->charsmap.text);
     mem_free(t);
 }

@@ -7,7 +7,7 @@
 #include "../base/hash.h"
 
 enum token_kind { TOKEN_NORMAL = 1, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE };
-enum tokenizer_kind { KIND_BPE, KIND_SPM, KIND_WPM, KIND_GREEDY };
+enum tokenizer_kind { KIND_BPE, KIND_SPM, KIND_WPM, KIND_GREEDY, KIND_UNIGRAM };
 
 typedef struct span { uint32_t at, len; } span;         /* of an arena */
 
@@ -29,18 +29,26 @@ typedef struct special_set {    /* sorted by text; no two alike, none empty */
 
 typedef struct merge { uint64_t pair; int32_t rank, id; } merge;     /* pair = left << 32 | right; rank -1: empty */
 
+/* Unigram's table of replacements: a double-array trie whose values are places in a text of strings that end with a NUL. */
+typedef struct charsmap {
+    uint32_t *units, n_units, text_len;
+    char *text;
+} charsmap;
+
 struct pyllm_tokenizer {
     int kind;
     int32_t n;
     char *arena;                /* texts, then bytes where they differ */
     span *text, *bytes;         /* [n] as in the file; as they appear in text */
     uint8_t *type, *is_end;     /* [n] */
-    float *scores;              /* [n], sentencepiece */
+    float *scores;              /* [n], sentencepiece, Unigram */
     hash_key key;
     id_table by_bytes;          /* byte-level BPE: all but special tokens, by bytes; sentencepiece: all but byte tokens, by text;
-                                   WordPiece: all but control tokens, by text */
+                                   WordPiece: all but control tokens, by text; Unigram: all, by text */
     special_set special[2];     /* user-defined tokens; these and control tokens */
-    special_set all;            /* greedy: the others, by their bytes */
+    special_set all;            /* greedy: the others, by their bytes; Unigram: by text */
+    charsmap charsmap;          /* Unigram */
+    double unknown_score;
     uint8_t special_start[8192];    /* bit per first two bytes of a special token (one-byte ones set all) */
     int32_t byte_ids[256];
     merge *merges;              /* open addressing by pair */
@@ -76,6 +84,8 @@ int32_t special_at(const pyllm_tokenizer *t, const char *s, int64_t n, int contr
 
 /* The id of the longest text of a set that s[0..n), n > 0, begins with; -1 if there is none. */
 int32_t longest_in(const pyllm_tokenizer *t, const special_set *set, const char *s, int64_t n);
+/* Its place in the set; those that it begins with follow by `shorter`. */
+int32_t longest_place(const pyllm_tokenizer *t, const special_set *set, const char *s, int64_t n);
 
 /* Bytes of a token text with escapes as in Python; no more than it has itself. */
 int64_t greedy_bytes(const char *s, int64_t n, char *out);
@@ -83,6 +93,7 @@ int64_t greedy_bytes(const char *s, int64_t n, char *out);
 int greedy_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 int bpe_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 int spm_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
+int unigram_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 void wordpiece_tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out);
 
 /* A binary heap of candidate joins, best first: higher score, then lower position. Room for every join that a text of n symbols can propose

@@ -11,6 +11,7 @@ import pytest
 import tok_oracle
 import tok_texts
 from checkpoints import added_tokens, goldens, tokenizer_json
+from tokenizers import processors
 
 from pyllm import Tokenizer, errors
 from pyllm.gguf import GGUF
@@ -194,7 +195,8 @@ def test_sentencepiece_in_tokenizer_json(tmp_path: Path) -> None:
 # ---- damage ----
 
 @pytest.mark.parametrize(("damage", "message"), [
-    ({"model": {"type": "Unigram", "vocab": []}}, "tokenizer model 'Unigram' cannot be converted"),
+    ({"model": {"type": "WordLevel", "vocab": {}}}, "tokenizer model 'WordLevel' cannot be converted"),
+    ({"model": {"type": "Unigram", "vocab": []}}, "no list of texts and scores"),
     ({"model": None}, "tokenizer model None"),
     ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "no table of ids"),
     ({"model": {"type": "BPE", "vocab": {"a": 1 << 30}, "merges": []}}, "no table of ids"),
@@ -226,3 +228,58 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(errors.UnsupportedTokenizer, match=r"neither tokenizer.json nor tokenizer.model"):
         vocabulary_of(tmp_path)
+
+
+# ---- encoders' tokenizers ----
+
+def compare_with(hf: Any, folder: Path, special: dict[str, Any], n: int = 300) -> Tokenizer:
+    """Converts a tokenizer of Hugging Face's library and compares ids with its own, special tokens around them included."""
+    config = {"vocab_size": hf.get_vocab_size()}
+    tokenizer = Tokenizer(vocabulary_of(write(folder, json.loads(hf.to_str()), config, tokenizer_config=special)))
+    for text in tok_texts.texts(11, n):
+        assert tokenizer.encode(text) == hf.encode(text).ids, repr(text)
+    return tokenizer
+
+
+@pytest.mark.parametrize("lowercase, strip", [(True, None), (False, None), (True, False), (False, True)])
+def test_wordpiece(lowercase: bool, strip: bool | None, tmp_path: Path) -> None:
+    meta = tok_oracle.read_metadata(tok_oracle.vocabulary("bert-bge"))
+    hf = tok_oracle.hf_wordpiece(meta, lowercase, strip)
+    tokenizer = compare_with(hf, tmp_path, {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "unk_token": "[UNK]"})
+    assert (tokenizer.bos, tokenizer.eos) == (101, 102)
+    with GGUF(tmp_path / "vocab.gguf") as gguf:
+        pairs = zip(gguf.kv["tokenizer.ggml.tokens"], meta["tokenizer.ggml.tokens"], strict=True)
+        assert all(ours == theirs for ours, theirs in pairs if "[unused" not in theirs)
+        assert gguf.kv["tokenizer.ggml.mask_token_id"] == 103 and gguf.kv["tokenizer.ggml.cls_token_id"] == 101
+
+
+def test_unigram(tmp_path: Path) -> None:
+    meta = tok_oracle.read_metadata(tok_oracle.vocabulary("unigram"))
+    hf = tok_oracle.hf_unigram(meta)
+    hf.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    compare_with(hf, tmp_path, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    with GGUF(tmp_path / "vocab.gguf") as gguf:
+        assert gguf.kv["tokenizer.ggml.model"] == "t5"
+        for key in ("tokens", "scores", "precompiled_charsmap"):
+            assert list(gguf.kv[f"tokenizer.ggml.{key}"]) == list(meta[f"tokenizer.ggml.{key}"]), key
+        assert gguf.kv["tokenizer.ggml.unknown_token_id"] == 0
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"normalizer": {"type": "NFKC"}}, "Unigram with NFKC"), ({"pre_tokenizer": {"type": "Whitespace"}}, "Unigram with Whitespace"),
+    ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_"}}, "other marks"),
+    ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "base64")])
+def test_other_unigrams_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    table = {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["a", -1]]}, "pre_tokenizer": {"type": "Metaspace"}}
+    with pytest.raises(errors.Error, match=said):
+        vocabulary_of(write(tmp_path, table | change, {"vocab_size": 2}))
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"normalizer": {"type": "Lowercase"}}, "a Lowercase in place of"), ({"pre_tokenizer": {"type": "Whitespace"}}, "a Whitespace"),
+    ({"normalizer": {"type": "BertNormalizer", "clean_text": False}}, "clean_text off")])
+def test_other_wordpieces_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    table = {"model": {"type": "WordPiece", "vocab": {"[UNK]": 0, "a": 1}}, "normalizer": {"type": "BertNormalizer"},
+             "pre_tokenizer": {"type": "BertPreTokenizer"}}
+    with pytest.raises(errors.UnsupportedTokenizer, match=said):
+        vocabulary_of(write(tmp_path, table | change, {"vocab_size": 2}))

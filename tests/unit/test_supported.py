@@ -55,7 +55,8 @@ class File:
 @pytest.mark.parametrize("kv, said", [
     ({"general__architecture": "qwen3vlmoe", "qwen3vlmoe__expert_count": 8, "qwen3vlmoe__rope__dimension_sections": [1, 2]},
      "nearest that is: qwen3moe, but this one also has positions in several dimensions"),
-    ({"general__architecture": "xyzzy", "xyzzy__expert_count": 8, "xyzzy__ssm__state_size": 16}, "nearest that is: granitehybrid, but what"),
+    ({"general__architecture": "xyzzy", "xyzzy__expert_count": 8, "xyzzy__ssm__state_size": 16},
+     "nearest that is: granitehybrid, but what"),
     ({"general__architecture": "xyzzy", "xyzzy__attention__max_alibi_bias": 8.0}, "also has ALiBi"),
     ({"general__architecture": "xyzzy", "xyzzy__expert_count": 0}, "what differs does not show"),
 ])

@@ -19,7 +19,9 @@ def string(text: str | bytes) -> bytes:
 
 
 def value(v: Any) -> bytes:
-    """Type id and bytes of a value: bool, int (u32), float (f32), text, or a list of one of these (ints: i32)."""
+    """Type id and bytes of a value: bool, int (u32), float (f32), text, bytearray (u8), or a list of one of these (ints: i32)."""
+    if isinstance(v, bytearray):
+        return struct.pack("<IIQ", 9, 0, len(v)) + bytes(v)
     if isinstance(v, (str, bytes)):
         return struct.pack("<I", 8) + string(v)
     if isinstance(v, list):

@@ -15,7 +15,7 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 VOCABS = Path(__file__).parents[1] / "data" / "vocabs"
-CONTROL, USER = 3, 4                # tokenizer.ggml.token_type
+UNKNOWN, CONTROL, USER = 2, 3, 4    # tokenizer.ggml.token_type
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -176,6 +176,18 @@ def hf_wordpiece(meta: dict[str, Any], lowercase: bool = True, strip_accents: bo
     hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     hf.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]",
                                                       special_tokens=[(t, vocab[t]) for t in ("[CLS]", "[SEP]")])
+    return hf
+
+
+def hf_unigram(meta: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of T5 and XLM-R with these tokens, scores and replacements, as tokenizer.json files have it."""
+    tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    pairs = list(zip(tokens, meta["tokenizer.ggml.scores"], strict=True))
+    hf = Tokenizer(models.Unigram(pairs, meta["tokenizer.ggml.unknown_token_id"], False))
+    hf.normalizer = normalizers.Precompiled(bytes(meta["tokenizer.ggml.precompiled_charsmap"]))
+    hf.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")])
+    hf.add_special_tokens([AddedToken(t, special=True, normalized=False)
+                           for t, kind in zip(tokens, types, strict=True) if kind in (UNKNOWN, CONTROL)])
     return hf
 
 
