@@ -42,7 +42,8 @@ def tables() -> str:
     lines = ["| type | embed | linear | gated |", "|---|---|---|---|"]
     lines += [f"| {t} | " + " | ".join(cell(op, TYPE=t) for op in ("embed", "linear", "gated")) + " |" for t in types]
     lines += ["", "| op | tested | kernels |", "|---|---|---|"]
-    lines += [f"| {op} | {cell(op, TYPE='f32', KV='f16', D='64')} | {', '.join(f'`{k}`' for k in KERNELS[op])} |" for op in ops if op in KERNELS]
+    lines += [f"| {op} | {cell(op, TYPE='f32', KV='f16', D='64')} | {', '.join(f'`{k}`' for k in KERNELS[op])} |"
+              for op in ops if op in KERNELS]
     lines += ["| all others of `csrc/ops/ops.def` | - | |"]
     lines += ["", "| cache | heads up to 64 | up to 128 | up to 256 | more |", "|---|---|---|---|---|"]
     lines += [f"| {kv} | " + " | ".join(cell("attn", KV=kv, D=str(d)) for d in (64, 128, 256)) + " | - |" for kv in metal_cases.KV]
