@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .granite import Granite
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class GraniteMoe(Granite):
-    names = ("granitemoe", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM")
+    names: ClassVar[tuple[str, ...]] = ("granitemoe", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM")
     hf_keys = {"logit_scale": "logits_scaling", "num_experts": "num_local_experts"}
     tensors = Granite.tensors | {
         "model.layers.{i}.block_sparse_moe.router.layer": "blk.{i}.ffn_gate_inp",

@@ -155,7 +155,7 @@ class CheckpointTensor:
     of its values. Stacks of one row are the kernels of convolutions, which GGUF has without the dimension between."""
 
     def __init__(self, name: str, weight: packed.Weight, order: NDArray[np.intp] | None, offset: float,
-                 change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None) -> None:
+                 change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None) -> None:
         shape = weight.shape if len(weight.shape) < 3 or weight.shape[1] > 1 else (weight.shape[0], weight.shape[2])
         self._elements = by_element(name, shape)
         if order is not None:
