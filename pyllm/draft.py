@@ -42,18 +42,18 @@ def check_state(path: str, tape: str) -> None:
 
 
 def load(path: str, target: str, ctx: int, threads: int, kv: str, level: str | None, parallel: int) -> tuple[Engine, int]:
-    """(the draft model in a file for that in another one, positions that it can be used for). Raises what loading a model raises, and
-    ArgumentError for another vocabulary."""
+    """(the draft model in a file for that in another one, positions of one text that it can be used for). ctx: tokens that all texts may
+    have together. Raises what loading a model raises, and ArgumentError for another vocabulary."""
     with GGUF(path) as gguf, GGUF(target) as theirs:
         tape, _ = build(gguf, None)
         check_state(path, tape)
         trained = next(int(line.split()[2]) for line in tape.splitlines() if line.startswith("hparam n_ctx_train "))
         n_ctx = min(ctx, trained)
         tape, _ = build(gguf, n_ctx)
-        need, free, mb = sum(plan_bytes(gguf, tape, threads, kv, n_ctx, parallel)), memory.available(), 1 << 20
+        need, free, mb = sum(plan_bytes(gguf, tape, threads, kv, ctx, parallel)), memory.available(), 1 << 20
         if need > free:
-            raise errors.OutOfMemory(f"the draft model {path} needs {need // mb} MB with {n_ctx} tokens, {free // mb} MB are available\n"
+            raise errors.OutOfMemory(f"the draft model {path} needs {need // mb} MB with {ctx} tokens, {free // mb} MB are available\n"
                                      "hint: a smaller ctx, or no draft model")
         _, engine = at_once(lambda: check_vocabulary(gguf, theirs), lambda cancel: Engine(
-            gguf.handle, tape, threads=threads, kv=kv, n_positions=n_ctx, level=level, parallel=parallel, cancel=cancel))
+            gguf.handle, tape, threads=threads, kv=kv, n_positions=ctx, level=level, parallel=parallel, cancel=cancel))
         return engine, n_ctx

@@ -33,7 +33,8 @@ ANY = DRAFTED + len(CHANCES)                        # all of these together
 FORCED = ANY + 1                                    # what a form leaves no choice about
 PRIOR = (0.05, 0.15, 0.3, 0.45, 0.6, 0.8, 0.2, 0.4, 0.55, 0.7, 0.85, 0.95, 0.75, 0.9)
 NEAR = 16           # tokens that the draft model may be behind without asking whether catching up pays
-CHUNK = 64          # tokens by which it catches up between two steps while others wait
+CHUNK = 64          # tokens by which it catches up between two steps, for all requests together
+ALONE = 256         # the same if there is one request only: who comes meanwhile waits for that
 
 
 @dataclass(frozen=True)
@@ -296,15 +297,14 @@ class Speculator:
                 else:                       # with some requests less there is room for all that they may come to
                     self._give_up(x)
                     need = sum(-(-(len(o.g.task.tokens) + o.most) // PAGE) - o.g.speculation.done // PAGE for o in opened)
-        ready, room = [], MAX_ROWS - len(opened)
+        ready, room, budget = [], MAX_ROWS, CHUNK if base > 1 else ALONE
         for x in opened:
             s, n = x.g.speculation, len(x.g.task.tokens)
-            if base > 1 and n - s.done > CHUNK:
-                self._feed(x, CHUNK)
-                continue
-            while n - s.done > MAX_ROWS // 2:
-                self._feed(x, MAX_ROWS // 2)
-            if n - s.done <= room:
+            if n - s.done > NEAR and budget:
+                fed = min(n - s.done - 1, budget)
+                self._feed(x, fed)
+                budget -= fed
+            if n - s.done <= min(NEAR, room):
                 room -= n - s.done
                 ready.append(x)
         return ready

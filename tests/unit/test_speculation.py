@@ -250,6 +250,21 @@ def test_checked_tokens_have_their_exact_distribution(llm: pyllm.LLM) -> None:
     assert freedom == 12 and chi < 32.91, counts        # p = 0.001
 
 
+def test_a_draft_model_reads_long_prompts_between_steps(files: list[Path]) -> None:
+    """No step of it is longer than what a newcomer may be kept waiting for; then it guesses."""
+    with pyllm.LLM(files[0], ctx=1024, draft=files[0], speculate=4, parallel=4) as llm:
+        draft, sizes = llm._driver._draft, list[int]()
+        assert draft is not None
+        run = draft.step
+        draft.step = lambda rows: (sizes.append(sum(len(t) for _, t, _ in rows)), run(rows))[1]     # type: ignore[method-assign]
+        prompts = [[5 + (k * 7 + i) % 290 for k in range(200)] for i in range(4)]
+        usage = llm.complete(prompts[0], max_tokens=20).usage
+        assert max(sizes) <= 256 and usage.drafted_tokens == usage.accepted_tokens > 10
+        sizes.clear()
+        assert all(r.usage.accepted_tokens > 5 for r in llm.generate_batch(prompts[1:], chat=False, max_tokens=40))
+        assert max(sizes) <= 64
+
+
 # ---- many choices at once ----
 
 @pytest.fixture(scope="module")
