@@ -30,11 +30,12 @@ class Qwen2Moe(Arch):
             q, k, v = g.linear(h, "attn_q", "attn_k", "attn_v")
             q, k = g.rope(q, k)
             x = g.linear(g.attention(q, k, v), "attn_output", add=x)
-            h = g.norm(x, "ffn_norm")
-            if g.has("ffn_gate_inp"):
-                shared = g.linear(g.gated(h, "ffn_gate_shexp", "ffn_up_shexp", act="silu"), "ffn_down_shexp")
-                shared = g.glu(g.linear(h, "ffn_gate_inp_shexp"), shared, act="sigmoid")
-                x = g.moe(h, add=g.add(shared, x))
-            else:
-                x = g.linear(g.gated(h, "ffn_gate", "ffn_up", act="silu"), "ffn_down", add=x)
+            x = self.feed_forward(g, g.norm(x, "ffn_norm"), x)
         return g.linear(g.norm(g.rows(x), "output_norm"), "output", tied="token_embd")
+
+    def feed_forward(self, g: Builder, h: Value, x: Value) -> Value:
+        if not g.has("ffn_gate_inp"):
+            return g.linear(g.gated(h, "ffn_gate", "ffn_up", act="silu"), "ffn_down", add=x)
+        shared = g.linear(g.gated(h, "ffn_gate_shexp", "ffn_up_shexp", act="silu"), "ffn_down_shexp")
+        shared = g.glu(g.linear(h, "ffn_gate_inp_shexp"), shared, act="sigmoid")
+        return g.moe(h, add=g.add(shared, x))

@@ -217,6 +217,12 @@ class Builder:
                   ("a", self._vector("ssm_a")), ("d", self._vector("ssm_d"))]
         return self._step("ssd", ["ssd"], params)[0]
 
+    def delta(self, inputs: Sequence[Value], heads: int, groups: int) -> Value:
+        """A gated delta net's recurrence, with ssm_a and ssm_dt.bias. inputs: q, k, v, and of each head a and b."""
+        params = [("in", ",".join(v.name for v in inputs)), self._state(), ("heads", heads), ("groups", groups),
+                  ("a", self._vector("ssm_a")), ("bias", self._vector("ssm_dt.bias"))]
+        return self._step("delta", ["delta"], params)[0]
+
     def _state(self) -> tuple[str, int]:
         self._states += 1
         return "state", self._states - 1

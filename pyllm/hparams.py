@@ -103,6 +103,7 @@ class Config:
     ssm_rank: int = _row("ssm.time_step_rank", int, 0, 65536, 0)
     ssm_groups: int = _row("ssm.group_count", int, 1, 65536, 1)
     ssm_norms: bool = _row("ssm.dt_b_c_rms", bool, 0, 1, False)
+    attention_interval: int = _row("full_attention_interval", int, 0, 1024, 0)
     wkv_head: int = _row("wkv.head_size", int, 1, 256, 64, "head_size")
     rescale_every: int = _row("rescale_every_n_layers", int, 0, 1024, 0, "rescale_every")
 
@@ -160,7 +161,8 @@ def _recurrent_layers(values: dict[str, Any], arch: Arch, path: str) -> frozense
     """Layers without heads of keys and values; n_kv_heads becomes the number of the others."""
     heads = values["n_kv_heads"]
     if not isinstance(heads, tuple):
-        return frozenset()
+        every = values["attention_interval"] if arch.hybrid else 0      # every so many layers, the last one attends
+        return frozenset(i for i in range(values["n_layers"]) if every and (i + 1) % every)
     recurrent = frozenset(i for i, n in enumerate(heads) if not n) if arch.hybrid else frozenset[int]()
     values["n_kv_heads"] = values["n_heads"]
     if len(recurrent) < len(heads):

@@ -219,6 +219,21 @@ class _Run:
             out[t] = np.einsum("hn,hnp->hp", c[t], s)
         return (out + self.vector(d)[:, None] * x).reshape(len(x), -1)
 
+    def delta(self, q: Array, k: Array, v: Array, alpha: Array, beta: Array, /, state: str, heads: str, groups: str, a: str,
+              bias: str) -> Array:
+        h, n = int(heads), int(groups)
+        q, k = (np.repeat(x.reshape(len(x), n, -1), h // n, axis=1) for x in (q, k))
+        v = v.reshape(len(v), h, -1)
+        decay = np.exp(self.vector(a) * np.logaddexp(0, alpha + self.vector(bias)))
+        beta = 1 / (1 + np.exp(-beta))
+        s, out = np.zeros((h, k.shape[2], v.shape[2])), np.zeros_like(v)
+        for t in range(len(v)):
+            s = s * decay[t][:, None, None]
+            off = beta[t][:, None] * (v[t] - np.einsum("hn,hnp->hp", k[t], s))
+            s = s + k[t][:, :, None] * off[:, None, :]
+            out[t] = np.einsum("hn,hnp->hp", q[t], s)
+        return out.reshape(len(v), -1)
+
     def mul(self, x: Array, z: Array) -> Array:
         return x * z
 

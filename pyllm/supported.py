@@ -20,10 +20,12 @@ from .models import Arch, families
 
 EXPERTS, LATENT, BOTH_WAYS = "experts", "compressed KV (MLA)", "attention in both directions"
 STATE_SPACE, TIME_MIXING, SHORT_CONVOLUTIONS = "state-space layers", "RWKV time mixing", "short convolutions"
+DELTA_NETS = "gated delta nets"
 
 # Ops of the tape that are a feature of their own.
-_OPS = {"wkv": TIME_MIXING, "wkv7": TIME_MIXING, "ssm": STATE_SPACE, "ssd": STATE_SPACE, "moe_gated": EXPERTS, "headwise": LATENT,
-        "positions": "learned positions", "layernorm": "layer norms", "temperature": "scaled queries"}
+_OPS = {"wkv": TIME_MIXING, "wkv7": TIME_MIXING, "ssm": STATE_SPACE, "ssd": STATE_SPACE, "delta": DELTA_NETS,
+        "moe_gated": EXPERTS, "headwise": LATENT, "positions": "learned positions", "layernorm": "layer norms",
+        "temperature": "scaled queries"}
 
 # What a model may need: feature, beginnings of GGUF keys without the architecture's name, entries of config.json.
 _NEEDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -31,7 +33,7 @@ _NEEDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (LATENT, ("attention.kv_lora_rank",), ("kv_lora_rank",)),
     ("sparse attention by an index", ("attention.indexer.",), ("index_topk",)),
     (STATE_SPACE, ("ssm.",), ("mamba_d_state", "mamba_num_heads", "ssm_state_size", "state_size")),
-    ("gated delta nets", (), ("linear_num_value_heads", "linear_attn_config")),
+    (DELTA_NETS, (), ("linear_num_value_heads", "linear_attn_config")),
     (TIME_MIXING, ("wkv.",), ("attention_hidden_size", "head_size_divisor")),
     (SHORT_CONVOLUTIONS, ("shortconv.",), ("conv_L_cache",)),
     ("embeddings in each layer", ("embedding_length_per_layer_input",), ("hidden_size_per_layer_input",)),
@@ -156,7 +158,7 @@ def _features(arch: Arch) -> set[str]:
     notes = _Notes(arch)
     arch.forward(notes, notes.c)
     found = {_OPS[op] for op, _ in notes.steps if op in _OPS}
-    if "conv" in {op for op, _ in notes.steps} and STATE_SPACE not in found:
+    if "conv" in {op for op, _ in notes.steps} and not {STATE_SPACE, DELTA_NETS} & found:
         found.add(SHORT_CONVOLUTIONS)
     attention = [params for op, params in notes.steps if op == "attn"]
     windows = {params["window"] for params in attention} - {"0"}

@@ -145,6 +145,10 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "lfm2": ("Lfm2ForCausalLM", SMALL | {
         "num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"], "norm_eps": 1e-5, "block_multiple_of": 32,
         "block_ffn_dim_multiplier": 1.0, "tie_word_embeddings": True}, 40, None),
+    "qwen3next": ("Qwen3NextForCausalLM", MOE | {
+        "num_hidden_layers": 4, "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 32, "rms_norm_eps": 1e-6}, 40, None),
     "phi3": ("Phi3ForCausalLM", PHI3 | {"sliding_window": 8}, 40, None),
     "phi3-longrope": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 40, None),
     "phi3-longrope.short": ("Phi3ForCausalLM", PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}, 24, 32),

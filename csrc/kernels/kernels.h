@@ -90,6 +90,8 @@ typedef void wkv7_fn(const wkv7_args *a);
 typedef void ssm_fn(float *s, const float *a, int n, int p, const float *x, const float *dt, const float *b, const float *c, const float *d, float *y);
 /* Mamba 2: the same with one dt, a and d for the head. */
 typedef void ssd_fn(float *s, int n, int p, const float *x, float dt, float a, const float *b, const float *c, float d, float *y);
+/* Gated delta rule: with w = exp(g) and z = beta * (v - sum of k[i] * w*s[i]): s[i] = w*s[i] + k[i]*z; y = sum of q[i] * s[i]. */
+typedef void delta_fn(float *s, int n, int p, const float *q, const float *k, const float *v, float g, float beta, float *y);
 
 /* ---- KV pages and attention -----------------------------------------------------------------------------------------
  * One page of one layer and kv head holds PAGE tokens. K: token is the lane. f32/f16: element [dim][16]. q8_0: for each block of 32
@@ -151,6 +153,7 @@ typedef struct kernels {
     wkv7_fn *wkv7;
     ssm_fn *ssm;
     ssd_fn *ssd;
+    delta_fn *delta;
     kv_store_fn *kv_store_k[KV_TYPES], *kv_store_v[KV_TYPES];
     attn_chunk_fn *attn_chunk[KV_TYPES];
     attn_merge_fn *attn_merge;

@@ -84,9 +84,26 @@ static void NAME(ssd)(float *s, int n, int p, const float *x, float dt, float a,
     }
 }
 
+static void NAME(delta)(float *s, int n, int p, const float *q, const float *k, const float *v, float g, float beta, float *y) {
+    fx w = fx_set1(exp32(g));
+    for (int j = 0; j < p; j += 16) {
+        fx z = fx_set1(0), sum = fx_set1(0);
+        float *at = s + j;
+        for (int i = 0; i < n; i++) z = fx_fma(fx_set1(k[i]), fx_mul(w, load_up_to(at + i * p, p - j)), z);
+        z = fx_mul(fx_set1(beta), fx_sub(load_up_to(v + j, p - j), z));
+        for (int i = 0; i < n; i++, at += p) {
+            fx new = fx_fma(fx_set1(k[i]), z, fx_mul(w, load_up_to(at, p - j)));
+            store_up_to(at, new, p - j);
+            sum = fx_fma(fx_set1(q[i]), new, sum);
+        }
+        store_up_to(y + j, sum, p - j);
+    }
+}
+
 void NAME(init_scan)(kernels *k) {
     KERNEL_LEVEL(k, wkv, "wkv", wkv);
     KERNEL_LEVEL(k, wkv7, "wkv7", wkv7);
     KERNEL_LEVEL(k, ssm, "ssm", ssm);
     KERNEL_LEVEL(k, ssd, "ssd", ssd);
+    KERNEL_LEVEL(k, delta, "delta", delta);
 }

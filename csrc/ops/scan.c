@@ -1,6 +1,8 @@
-/* Recurrent ops: shift, conv, wkv, wkv7, ssm, ssd. One work item is a head or a block of values: it takes the batch's runs one after the other, and
+/* Recurrent ops: shift, conv, wkv, wkv7, ssm, ssd, delta. One work item is a head or a block of values: it takes the batch's runs one after the other, and
  * the rows of a run in time, so that several runs of one sequence follow each other. The state before a run is never changed. */
 #include "ops.h"
+
+#include "../base/math.h"
 
 #include <string.h>
 
@@ -9,7 +11,8 @@ enum { WKV_HEADS = 1, WKV_U, WKV_W, WKV_BY };
 enum { WKV7_HEADS = 1, WKV7_K_K, WKV7_K_A, WKV7_R_K };
 enum { SSM_STATES = 1, SSM_A, SSM_D };
 enum { SSD_HEADS = 1, SSD_GROUPS, SSD_STATES, SSD_A, SSD_D };
-enum { LANES = 16, BLOCK = 64, KERNEL_MAX = 16 };
+enum { DELTA_HEADS = 1, DELTA_GROUPS, DELTA_A, DELTA_BIAS };
+enum { BLOCK = 64, KERNEL_MAX = 16 };
 
 typedef struct scan_job {
     const op_ctx *c;
@@ -275,3 +278,40 @@ static void ssd_item(void *ctx, int64_t head, int worker) {
 }
 
 int run_ssd(const op_ctx *c, const step *s) { return run_items(c, s, ssd_item, s->p[SSD_HEADS].i[0]); }
+
+/* ---- delta: gated delta nets; groups of heads share q and k ----------------------------------------------------------------------- */
+int check_delta(const op_check *c, step *s) {
+    int64_t heads = s->p[DELTA_HEADS].i[0], groups = s->p[DELTA_GROUPS].i[0], keys = c->values[s->in[0]].width, width = c->values[s->in[2]].width;
+    TRY(check_early(c, s));
+    if (heads < 1 || heads > 65536 || groups < 1 || heads % groups || keys % groups || keys / groups > SCAN_MAX || width % heads || width / heads > SCAN_MAX)
+        return op_fail(c, s, "%lld heads and %lld groups do not fit widths of %lld and %lld", (long long)heads, (long long)groups, (long long)keys,
+                       (long long)width);
+    TRY(check_width(c, s, 1, keys));
+    for (int i = 3; i < 5; i++) TRY(check_width(c, s, i, heads));
+    TRY(check_vector(c, s, DELTA_A, heads, heads));
+    TRY(check_vector(c, s, DELTA_BIAS, heads, heads));
+    c->values[s->out[0]].width = width;
+    s->state_floats = width * (keys / groups);
+    return 0;
+}
+
+static void delta_item(void *ctx, int64_t head, int worker) {
+    (void)worker;
+    const scan_job *j = ctx;
+    const op_ctx *c = j->c;
+    const step *s = j->s;
+    int64_t heads = s->p[DELTA_HEADS].i[0], groups = s->p[DELTA_GROUPS].i[0], keys = width_of(c, s->in[0]), width = width_of(c, s->in[2]);
+    int64_t n = keys / groups, p = width / heads, at = head / (heads / groups) * n;
+    float a = vector(c, s, DELTA_A)[head], bias = vector(c, s, DELTA_BIAS)[head];
+    for (int32_t i = 0; i < c->b->n_runs; i++) {
+        const run *u = &c->b->runs[i];
+        float *state = begin_state(c, s, u, head * p * n, p * n);
+        for (int64_t r = u->row; r < u->row + u->n; r++) {
+            float g = a * softplus32(value_ptr(c, s->in[3])[r * heads + head] + bias), beta = sigmoid32(value_ptr(c, s->in[4])[r * heads + head]);
+            c->k->delta(state, (int)n, (int)p, value_ptr(c, s->in[0]) + r * keys + at, value_ptr(c, s->in[1]) + r * keys + at,
+                        value_ptr(c, s->in[2]) + r * width + head * p, g, beta, value_ptr(c, s->out[0]) + r * width + head * p);
+        }
+    }
+}
+
+int run_delta(const op_ctx *c, const step *s) { return run_items(c, s, delta_item, s->p[DELTA_HEADS].i[0]); }

@@ -69,6 +69,17 @@ static void ssd_case(int n, int p, int fill) {
     }
 }
 
+static void delta_case(int n, int p, int fill) {
+    const float *x[ARRAYS];
+    inputs(x, n, p, fill);
+    for (case_begin("delta", "n=%d p=%d, %s", n, p, fill_names[fill]); run_next();) {
+        float *s = guard_inout(x[S], (size_t)n * (size_t)p * sizeof *s), *y = guard_out((size_t)p * sizeof *y);
+        run.k->delta(s, n, p, in(x[R], n), in(x[K], n), in(x[V], p), x[D][0], x[A][0], y);
+        check_floats("y", y, p);
+        check_floats("s", s, (int64_t)n * p);
+    }
+}
+
 void test_scans(void) {
     for (int fill = 0; fill < FILLS; fill++)
         for (int n = 1; n <= 144; n += n < 36 ? 1 : 12) {
@@ -76,6 +87,7 @@ void test_scans(void) {
             wkv7_case(n, fill);
             ssm_case(n, 1 + rnd_below(70), fill);
             ssd_case(n, 1 + rnd_below(70), fill);
+            delta_case(n, 1 + rnd_below(70), fill);
         }
 }
 
@@ -166,11 +178,36 @@ static void mamba_exact(int n, int p, int one) {
     }
 }
 
+static void delta_exact(int n, int p) {
+    const float *x[ARRAYS];
+    inputs(x, n, p, FILL_NORMAL);
+    for (case_begin("delta", "in double, n=%d p=%d", n, p); run_ref();) {
+        float *s = guard_inout(x[S], (size_t)n * (size_t)p * sizeof *s), *y = guard_out((size_t)p * sizeof *y);
+        run.k->delta(s, n, p, x[R], x[K], x[V], x[D][0], x[A][0], y);
+        double w = exp((double)x[D][0]), beta = x[A][0];
+        for (int j = 0; j < p; j++) {
+            double z = 0, z_size = fabs(x[V][j]), sum = 0, size = 0;
+            for (int i = 0; i < n; i++) {
+                z += x[K][i] * w * x[S][i * p + j];
+                z_size += fabs(x[K][i] * w * x[S][i * p + j]);
+            }
+            for (int i = 0; i < n; i++) {
+                double old = w * x[S][i * p + j], new = x[K][i] * beta * (x[V][j] - z), terms = fabs(old) + fabs(x[K][i] * beta) * z_size;
+                near("s", i * p + j, s[i * p + j], old + new, 1.01 * (n + 8) * U * terms);
+                sum += x[R][i] * (old + new);
+                size += fabs(x[R][i]) * terms;
+            }
+            near("y", j, y[j], sum, 1.01 * (2 * n + 10) * U * size);
+        }
+    }
+}
+
 void test_scans_exact(void) {
     for (int n = 1; n <= 128; n += n < 20 ? 1 : 12) {
         wkv_exact(n);
         wkv7_exact(n);
         mamba_exact(n, 1 + rnd_below(70), 0);
         mamba_exact(n, 1 + rnd_below(70), 1);
+        delta_exact(n, 1 + rnd_below(70));
     }
 }

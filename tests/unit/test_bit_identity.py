@@ -37,7 +37,7 @@ LEVELS: list[str] = ffi.string(lib.pyllm_cpu_levels()).decode().split()
 BEST = LEVELS[-1]
 N, WANTED, CTX = 300, 40, 512
 NAMES = ["tiny-llama", "tiny-gemma3", "tiny-qwen3moe", "tiny-deepseek3", "tiny-rwkv7", "tiny-mamba2", "tiny-lfm2", "tiny-granite-hybrid",
-         "smollm2", pytest.param("gemma3-270m", marks=pytest.mark.models)]
+         "tiny-qwen3next", "smollm2", pytest.param("gemma3-270m", marks=pytest.mark.models)]
 
 
 def golden_file(name: str, folder: Path) -> Path:
@@ -118,7 +118,7 @@ def test_every_kernel_is_of_its_level(model: Model, level: str) -> None:
     engine.close()
     slots = {name.split("=")[0] for name in names}
     expected = {"attn_chunk_f16", "attn_merge", "attn_finish", *({"rmsnorm", "rope", "gated"} if "rope " in model.tape else ())}
-    assert expected | set(re.findall(r"^(wkv7|ssm|ssd) ", model.tape, re.M)) <= slots
+    assert expected | set(re.findall(r"^(wkv7|ssm|ssd|delta) ", model.tape, re.M)) <= slots
     assert any(slot.startswith("matmul_") for slot in slots)
     assert not foreign_kernels(names, level)
 

@@ -71,9 +71,27 @@ static void ssd_ref(float *s, int n, int p, const float *x, float dt, float a, c
     }
 }
 
+static void delta_ref(float *s, int n, int p, const float *q, const float *k, const float *v, float g, float beta, float *y) {
+    float w = exp32(g);
+    for (int j = 0; j < p; j++) {
+        float z = 0, sum = 0;
+        for (int i = 0; i < n; i++) {
+            s[i * p + j] = w * s[i * p + j];
+            z = fma32(k[i], s[i * p + j], z);
+        }
+        z = beta * (v[j] - z);
+        for (int i = 0; i < n; i++) {
+            s[i * p + j] = fma32(k[i], z, s[i * p + j]);
+            sum = fma32(q[i], s[i * p + j], sum);
+        }
+        y[j] = sum;
+    }
+}
+
 void init_scan_ref(kernels *k) {
     KERNEL_SET(k, wkv, "wkv", wkv_ref);
     KERNEL_SET(k, wkv7, "wkv7", wkv7_ref);
     KERNEL_SET(k, ssm, "ssm", ssm_ref);
     KERNEL_SET(k, ssd, "ssd", ssd_ref);
+    KERNEL_SET(k, delta, "delta", delta_ref);
 }
