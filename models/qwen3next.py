@@ -1,4 +1,4 @@
-"""Qwen3-Next (Qwen, 2025): gated delta nets (arXiv:2412.06464) in three of four layers, gated attention in the others, many small experts."""
+"""Qwen3-Next (Qwen, 2025): gated delta nets (arXiv:2412.06464) in three of four layers, gated attention in the others, small experts."""
 
 from __future__ import annotations
 
