@@ -81,7 +81,8 @@ class LLM:
     with the same vocabulary that guesses, named as spec is.
     disk_cache: keep the KV cache of conversations on disk, so that a later process goes on with them at once; True: at most 8 GB and a
     tenth of the free disk, a number: so many bytes.
-    parallel: requests that may run at once, 1 to 512; others wait, at most max_waiting of them (then: Busy). stall_s: the most seconds that
+    parallel: requests that may run at once, 1 to 512; None: 16, or fewer where their recurrent states would take more than an eighth of the
+    free memory; others wait, at most max_waiting of them (then: Busy). stall_s: the most seconds that
     a long prompt may keep running answers waiting for their next token; None: 0.05, or twice the time of a token if that is more.
 
     Every method may be called from any thread; calls share the engine's steps and get the same results as alone. Raises ModelNotFound,
@@ -93,16 +94,16 @@ class LLM:
                  level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (), pack_cache: bool = False,
                  disk_cache: bool | int = False,
                  draft: str | os.PathLike[str] | None = None, speculate: str | int | None = None,
-                 parallel: int = PARALLEL, max_waiting: int = 1024, stall_s: float | None = None, backend: str = "cpu",
+                 parallel: int | None = None, max_waiting: int = 1024, stall_s: float | None = None, backend: str = "cpu",
                  progress: Callable[[int, int], None] | None = None) -> None:
         self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
         if chat_template is not None and not isinstance(chat_template, str):
             raise errors.ArgumentError(f"chat_template is {reprlib.repr(chat_template)}, must be a text")
-        self.parallel = _whole("parallel", parallel, MAX_ROWS)
+        if parallel is not None:
+            parallel = _whole("parallel", parallel, MAX_ROWS)
         max_waiting = _whole("max_waiting", max_waiting, 1 << 20)
         if not isinstance(disk_cache, bool):
             disk_cache = _whole("disk_cache", disk_cache, 1 << 60)
-        seqs = min(self.parallel + bool(disk_cache), MAX_ROWS)          # one holds what is being written
         if stall_s is not None and not (isinstance(stall_s, Real) and not isinstance(stall_s, bool) and stall_s >= 0):
             raise errors.ArgumentError(f"stall_s is {reprlib.repr(stall_s)}, must be seconds")
         if backend not in ("cpu", METAL, "auto"):
@@ -120,6 +121,8 @@ class LLM:
         self._adapters = _adapter_specs(adapters)
         with self._open() as gguf:
             self.threads: int = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
+            self.parallel = _parallel(gguf, self.threads, kv) if parallel is None else parallel
+            seqs = min(self.parallel + bool(disk_cache), MAX_ROWS)          # one holds what is being written
             self.ctx, tape, plan = _fit(gguf, ctx, self.threads, kv, seqs)
             pack = _pack_path(gguf, tape) if pack_cache and not self._adapters else None
             (self.tokenizer, self._infill), self._engine = at_once(
@@ -336,11 +339,12 @@ class LLM:
 
     @staticmethod
     def plan(spec: str | os.PathLike[str] | None = None, ctx: int | None = None, kv: str = "f16", threads: int | None = None,
-             parallel: int = PARALLEL) -> Plan:
+             parallel: int | None = None) -> Plan:
         """The memory that loading would take, without taking it."""
         with GGUF(_resolve(spec, None)) as gguf:
             count = lib.pyllm_threads_default() if threads is None else _whole("threads", threads, 1024)
-            return _fit(gguf, ctx, count, kv, _whole("parallel", parallel, MAX_ROWS), refuse=False)[2]
+            places = _parallel(gguf, count, kv) if parallel is None else _whole("parallel", parallel, MAX_ROWS)
+            return _fit(gguf, ctx, count, kv, places, refuse=False)[2]
 
     @property
     def info(self) -> dict[str, Any]:
@@ -661,6 +665,14 @@ def _valid_text(value: Any) -> str:
 
 def _trained_ctx(tape: str) -> int:
     return next(int(line.split()[2]) for line in tape.splitlines() if line.startswith("hparam n_ctx_train "))
+
+
+def _parallel(gguf: GGUF, threads: int, kv: str) -> int:
+    """Sequences, where nobody asks for a number: fewer than usual if their recurrent states took more than an eighth of the free memory."""
+    tape, n = build(gguf)[0], PARALLEL
+    while n > 1 and " state=" in tape and plan_bytes(gguf, tape, threads, kv, 16, n)[1] > memory.available() // 8:
+        n //= 2
+    return n
 
 
 def _fit(gguf: GGUF, ctx: int | None, threads: int, kv: str, parallel: int, refuse: bool = True) -> tuple[int, str, Plan]:

@@ -151,6 +151,12 @@ def test_models_without_attention_have_no_context_to_fill(rig: Rig) -> None:
         assert llm.ctx == 1 << 20 and llm.info["n_ctx_train"] == 4096
 
 
+def test_fewer_requests_where_states_are_large(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyllm.memory.available", lambda: 8 * 30 * state_bytes(rig))
+    assert pyllm.LLM.plan(rig.path).kv == (2 * 8 + 8) * state_bytes(rig)
+    assert pyllm.LLM.plan(rig.path, parallel=16).kv == (2 * 16 + 8) * state_bytes(rig)
+
+
 def state_bytes(rig: Rig) -> int:
     """Of RWKV 7: two rows and, for each of 4 heads, a matrix a layer."""
     return 3 * (2 * 64 + 4 * 16 * 16) * 4
