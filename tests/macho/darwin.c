@@ -167,9 +167,14 @@ static void darwin_memset_pattern16(void *to, const void *pattern, size_t n) {
     for (size_t at = 0; at < n; at += 16) memcpy((char *)to + at, pattern, n - at < 16 ? n - at : 16);
 }
 
+/* Frameworks: Metal, for one. There are none. */
+static void *darwin_dlopen(const char *path, int mode) { return (void)path, (void)mode, NULL; }
+static void *darwin_dlsym(void *from, const char *name) { return (void)from, (void)name, NULL; }
+
 static void never(void) { __builtin_trap(); }      /* dyld's lazy binder: everything is bound already; a signal that nobody sends */
 
 extern int *__errno_location(void);
+extern void *__memmove_chk(void *, const void *, size_t, size_t);
 extern void *__memcpy_chk(void *, const void *, size_t, size_t);
 extern char *__strcat_chk(char *, const char *, size_t);
 
@@ -177,7 +182,7 @@ void *darwin_symbol(const char *name) {
 #define SAME(f) {"_" #f, (void *)f}
 #define OWN(symbol, f) {"_" symbol, (void *)f}
     static const struct { const char *name; void *function; } table[] = {
-        SAME(__memcpy_chk), SAME(__strcat_chk), SAME(bzero), SAME(close), SAME(flock), SAME(free), SAME(fsync), SAME(getenv), SAME(getpid),
+        SAME(__memcpy_chk), SAME(__memmove_chk), SAME(__strcat_chk), SAME(strncpy), SAME(bzero), SAME(close), SAME(flock), SAME(free), SAME(fsync), SAME(getenv), SAME(getpid),
         SAME(memchr), SAME(memcmp), SAME(memcpy), SAME(memmove), SAME(memset), SAME(munmap), SAME(posix_memalign), SAME(pread), SAME(pwrite),
         SAME(realloc), SAME(rename), SAME(sched_yield), SAME(strchr), SAME(strcmp), SAME(strcspn), SAME(strlen), SAME(strncmp), SAME(strrchr),
         SAME(strspn), SAME(unlink), SAME(pthread_attr_destroy), SAME(pthread_attr_init), SAME(pthread_attr_setstacksize), SAME(pthread_create),
@@ -190,7 +195,8 @@ void *darwin_symbol(const char *name) {
         OWN("pthread_once", darwin_pthread_once), OWN("pthread_mutex_init", darwin_mutex_init), OWN("pthread_mutex_destroy", darwin_mutex_destroy),
         OWN("pthread_mutex_lock", darwin_mutex_lock), OWN("pthread_mutex_unlock", darwin_mutex_unlock), OWN("pthread_cond_init", darwin_cond_init),
         OWN("pthread_cond_destroy", darwin_cond_destroy), OWN("pthread_cond_wait", darwin_cond_wait),
-        OWN("pthread_cond_broadcast", darwin_cond_broadcast), OWN("pthread_kill", never), {"dyld_stub_binder", (void *)never},
+        OWN("pthread_cond_broadcast", darwin_cond_broadcast), OWN("dlopen", darwin_dlopen), OWN("dlsym", darwin_dlsym),
+        OWN("pthread_kill", never), {"dyld_stub_binder", (void *)never},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (!strcmp(table[i].name, name)) return table[i].function;
