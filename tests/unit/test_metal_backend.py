@@ -200,6 +200,38 @@ def test_arguments_that_make_no_sense(options: dict[str, Any], tiny: Path) -> No
         LLM(tiny, **options)
 
 
+def test_the_device_tells_right_commands_from_wrong_ones(tmp_path: Path) -> None:
+    """csrc/kernels/metal/device.c from C, on the fake device: every check of that shows."""
+    fake, program = metal_emulator.build("trace", runtime=True), tmp_path / "device_test"
+    sources = [str(ROOT / name) for name in ("tests/kernels/metal/device_test.c", "csrc/kernels/metal/device.c", "csrc/base/alloc.c",
+                                             "csrc/base/err.c")]
+    subprocess.run(["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", *sources, str(fake),
+                    f"-Wl,-rpath,{fake.parent}", "-o", str(program)], check=True)
+    shader = tmp_path / "source.metal"
+    shader.write_text(metal_emulator.source())
+    done = subprocess.run([str(program), str(shader)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert {name for name, what in said.items() if what == "ok"} == {"open", "pipeline", "in place", "copied", "right", "reads that behind a barrier"}
+    assert (said.pop("sum"), said.pop("live")) == ("2 4 598", "0")
+    gave_up = {name: what.removeprefix("the GPU Emulator gave up: ") for name, what in said.items() if "gave up" in what}
+    assert gave_up == {
+        "a buffer is missing": "add, buffer 3: not bound",
+        "a buffer too many": "add: buffer 4 is bound, but no parameter",
+        "arguments too short": "add, buffer 0: 16 bytes of arguments, not 20",
+        "offset behind the end": f"add, buffer 1: offset {os.sysconf('SC_PAGESIZE')} of {os.sysconf('SC_PAGESIZE')}",
+        "offset between floats": f"add, buffer 1: offset 2 of {os.sysconf('SC_PAGESIZE')}",
+        "buffer too short": "add, buffer 3: access outside of the buffer",
+        "empty grid": "add: an empty grid",
+        "threads": "add: bad threads",
+        "reads what the last one writes": "add, buffer 1: may run at the same time as add, one writes what the other touches",
+        "writes what the last one reads": "add, buffer 3: may run at the same time as add, one writes what the other touches",
+        "writes what the last one writes": "add, buffer 3: may run at the same time as add, one writes what the other touches",
+    }
+    assert said["no such kernel"] == "Metal has no kernel subtract" and "needs 2048 threads" in said["too many threads"]
+    assert said["not at a page"] == said["not whole pages"] == "the GPU Emulator takes no buffer of 0 MB"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["aarch64-macos.11.0", "x86_64-macos.10.13"])
 def test_the_host_compiles_and_links_for_macos(target: str, tmp_path: Path) -> None:
