@@ -54,8 +54,9 @@ int metal_refuses(const tape *t, const step *s, char *why, size_t bytes) {
         snprintf(why, bytes, "there is no kernel for this op");
         return 1;
     }
-    for (int i = ops[op].known; i < PARAM_MAX; i++)
-        if (s->p[i].n) snprintf(why, bytes, "no kernel knows parameter %d of it, of %s", i, s->op->params);
+    const char *key = s->op->params;                    /* "key:kind key?:kind ..." */
+    for (int i = 0; i < PARAM_MAX && *key; i++, key += strcspn(key, " "), key += strspn(key, " "))
+        if (i >= ops[op].known && s->p[i].n) snprintf(why, bytes, "no kernel knows its %.*s", (int)strcspn(key, "?:"), key);
     if (is_op(s, "attn") && s->p[ATTN_DIM].i[0] > HEAD_MAX) snprintf(why, bytes, "its heads have more than %d values", HEAD_MAX);
     for (int32_t i = 0; i < s->p[0].n && (is_op(s, "embed") || is_op(s, "linear") || is_op(s, "gated")); i++) {
         const weight *w = &t->weights[s->p[0].id[i]];

@@ -23,12 +23,14 @@ void matvec(constant metal_linear_args &a, device const uchar *w, device const f
         int left = a.k - 16 * c;
         float v[16], u[16];
         for (int i = 0; i < 16; i++) v[i] = i < left ? in[16 * c + i] : 0.0f;
-        for (int r = 0; r < rows; r++) {
+        for (int r = 0; r < MATVEC_ROWS; r++) {         // a number of turns that is known: sum stays in registers
+            if (r >= rows) break;
             W::decode(w + long(first + r) * a.row_bytes, c, left, u);
             for (int i = 0; i < 16; i++) sum[r] = fma(u[i], v[i], sum[r]);
         }
     }
-    for (int r = 0; r < rows; r++) {
+    for (int r = 0; r < MATVEC_ROWS; r++) {
+        if (r >= rows) break;
         float s = simd_sum(sum[r]);
         if (lane == 0) store_product(a, bias, add, y, row, first + r, s);
     }
