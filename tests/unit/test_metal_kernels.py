@@ -117,7 +117,8 @@ def sanitized(kind: str, library: Path, schedule: int, kernels: str = "") -> sub
     """metal_cases.py in a child under a sanitizer."""
     env = os.environ | {"LD_PRELOAD": runtime({"address": "libasan.so", "thread": "libtsan.so"}[kind]), "ASAN_OPTIONS": "detect_leaks=0",
                         "TSAN_OPTIONS": "halt_on_error=0:report_thread_leaks=0", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(metal_cases.__file__)), str(library), str(schedule), kernels]
+    most = "2" if kind == "thread" else "100"       # cases of a kernel: a thread costs much there
+    command = [sys.executable, str(Path(metal_cases.__file__)), str(library), str(schedule), kernels, most]
     if kind == "thread":
         command = ["setarch", "-R", *command]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1500, check=False)
