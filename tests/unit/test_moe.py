@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import goldens
+from conftest import ROOT
 
 from pyllm import LLM, build, cost, ref
 from pyllm.gguf import GGUF
@@ -108,3 +111,15 @@ def test_experts_of_4_bits_in_a_checkpoint(tmp_path: Path) -> None:
             np.testing.assert_array_equal(file.read(f"blk.{layer}.ffn_gate_exps.weight"), want[layer, "gate_up_proj"][:, ::2])
             np.testing.assert_array_equal(file.read(f"blk.{layer}.ffn_up_exps.weight"), want[layer, "gate_up_proj"][:, 1::2])
             np.testing.assert_array_equal(file.read(f"blk.{layer}.ffn_down_exps.weight"), want[layer, "down_proj"])
+
+
+@pytest.mark.parametrize("like, used", [("qwen3moe", "q4_0"), ("gpt-oss", "mxfp4")])
+def test_synthetic_models_for_speed_tests(like: str, used: str, tmp_path: Path) -> None:
+    """tools/make_model.py in small: the engine reads its experts in their type, and the logits are of a usual size."""
+    command = [sys.executable, str(ROOT / "tools/make_model.py"), str(tmp_path / "m.gguf"), "--like", like]
+    sizes = {"layers": 2, "embd": 128, "heads": 4, "head-dim": 32, "kv-heads": 2, "ff": 64, "experts": 8, "used": 2, "vocab": 300}
+    subprocess.run([*command, *(word for name, n in sizes.items() for word in (f"--{name}", str(n)))], check=True)
+    with GGUF(tmp_path / "m.gguf") as file:
+        assert file.architecture == like and file.tensors["blk.1.ffn_down_exps.weight"].type == used
+    with LLM(tmp_path / "m.gguf", ctx=64, threads=1) as llm:
+        assert 0.2 < llm.logits(range(5, 45)).std() < 5
