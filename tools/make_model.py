@@ -26,11 +26,12 @@ SCALES = {"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0
           "q5_k": (0, 2), "q6_k": (208,), "iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": ()}
 FLOATS = ("f32", "f16", "bf16")
 LIKE: dict[str, dict[str, Any]] = {
-    "llama": {"layers": 16, "embd": 2048, "heads": 32, "kv_heads": 8, "ff": 8192, "vocab": 128256, "experts": 0, "used": 0, "type": "q4_0"},
-    "qwen3moe": {"layers": 16, "embd": 2048, "heads": 16, "kv_heads": 4, "ff": 768, "vocab": 151936, "experts": 64, "used": 8, "untied": True,
-                 "type": "q4_0"},
-    "gpt-oss": {"layers": 8, "embd": 2880, "heads": 64, "head_dim": 64, "kv_heads": 8, "ff": 2880, "vocab": 201088, "experts": 32, "used": 4,
-                "untied": True, "type": "mxfp4", "tensor": ["attn_=q8_0", "token_embd=q8_0", "output.=q8_0"]},
+    "llama": {"layers": 16, "embd": 2048, "heads": 32, "kv_heads": 8, "ff": 8192, "vocab": 128256, "experts": 0, "used": 0,
+              "type": "q4_0"},
+    "qwen3moe": {"layers": 16, "embd": 2048, "heads": 16, "kv_heads": 4, "ff": 768, "vocab": 151936, "experts": 64, "used": 8,
+                 "untied": True, "type": "q4_0"},
+    "gpt-oss": {"layers": 8, "embd": 2880, "heads": 64, "head_dim": 64, "kv_heads": 8, "ff": 2880, "vocab": 201088, "experts": 32,
+                "used": 4, "untied": True, "type": "mxfp4", "tensor": ["attn_=q8_0", "token_embd=q8_0", "output.=q8_0"]},
 }
 
 
