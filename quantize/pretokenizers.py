@@ -40,12 +40,14 @@ _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _DEEPSEEK_LETTERS = "{deepseek letters}"
 
 
-def recognise(rules: Any, ignore_merges: bool, where: str) -> str:
-    """The value of tokenizer.ggml.pre for a tokenizer.json's "pre_tokenizer". Raises UnsupportedTokenizer, naming what is nearest."""
+def recognise(rules: Any, ignore_merges: bool, composes: bool, where: str) -> str:
+    """The value of tokenizer.ggml.pre for a tokenizer.json's "pre_tokenizer". composes: the text is brought to normalization form C before.
+    Raises UnsupportedTokenizer, naming what is nearest."""
     chain = tuple(stage for stage in _stages(rules, where) if stage)
     names = _NAMES.get(chain)
     if names is not None:
-        return names[1] if ignore_merges and names[1] else names[0]
+        name = names[1] if ignore_merges and names[1] else names[0]
+        return _COMPOSING.get(name, name) if composes else name
     near = max(_NAMES, key=lambda known: SequenceMatcher(None, " ".join(known), " ".join(chain), autojunk=False).ratio())
     raise errors.UnsupportedTokenizer(f"{where}: no family that is known splits text by {' then '.join(map(repr, chain)) or 'nothing'}\n"
                                       f"hint: the nearest is {_NAMES[near][0]}; --pre NAME takes a family's rules instead")
@@ -85,7 +87,7 @@ _NAMES: dict[tuple[str, ...], tuple[str, str]] = {
     (GPT2,): ("gpt-2", ""),
     ("digit", GPT2): ("smollm", ""),
     (LLAMA3,): ("smaug-bpe", "llama-bpe"),
-    (QWEN2,): ("qwen2", ""),
+    (QWEN2,): ("hunyuan", ""),
     (TEKKEN,): ("tekken", "tekken"),
     (GPT4O,): ("gpt-4o", ""),
     ("punctuation", GPT2, "digits", "[0-9][0-9][0-9]"): ("falcon", ""),
@@ -93,3 +95,5 @@ _NAMES: dict[tuple[str, ...], tuple[str, str]] = {
     (r"[\r\n]", _DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK_WIDE, "digit"): ("deepseek-llm", ""),
     (r"\p{N}{1,3}", _CJK, _canonical(DEEPSEEK3)): ("deepseek-v3", ""),
 }
+# The same rules behind normalization form C, where there is a name for that; elsewhere it is left out, as other programs do.
+_COMPOSING = {"gpt-2": "olmo", "smollm": "command-r", "hunyuan": "qwen2"}

@@ -13,7 +13,7 @@ import numpy as np
 
 from pyllm import errors
 
-from . import vocab_json, vocab_spm
+from . import vocab_json, vocab_ranks, vocab_spm
 from .fields import Field
 from .folder import Folder
 from .vocab_types import CONTROL, SPACE, UNUSED, Vocab
@@ -67,9 +67,11 @@ def _read(folder: Folder, settings: _Settings, pre: str | None) -> Vocab:
     table = folder.json("tokenizer.json")
     if table is not None and (vocab_json.tells_all(table) or not folder.has("tokenizer.model")):
         return vocab_json.read(table, f"{folder.path}/tokenizer.json", pre)
+    if table is None and (ranks := folder.json("tekken.json")) is not None:
+        return vocab_ranks.tekken(ranks, f"{folder.path}/tekken.json", pre)
     data = folder.bytes("tokenizer.model")
     if data is None:
-        raise errors.UnsupportedTokenizer(f"{folder.path} has neither tokenizer.json nor tokenizer.model\n"
+        raise errors.UnsupportedTokenizer(f"{folder.path} has neither tokenizer.json nor tekken.json nor tokenizer.model\n"
                                           "hint: save the tokenizer in its fast form, which writes tokenizer.json")
     vocab = vocab_spm.read(data, f"{folder.path}/tokenizer.model")
     for token, special, index in _added(folder, settings):

@@ -108,7 +108,8 @@ def _byte_level(table: Mapping[str, Any], tokens: list[str], merges: list[tuple[
                                               "hint: no tokenizer for GGUF files changes the text that way")
     if any(" " in part for pair in merges for part in pair):
         _fail(where, "a merge holds a space, which byte-level tokens never do")
-    name = pre or pretokenizers.recognise(table.get("pre_tokenizer"), bool(model.get("ignore_merges")), where)
+    composes = any(part.get("type") == "NFC" for part in _parts(table.get("normalizer")))
+    name = pre or pretokenizers.recognise(table.get("pre_tokenizer"), bool(model.get("ignore_merges")), composes, where)
     return Vocab("gpt2", name, tokens, _types(tokens, model["vocab"]), merges=[f"{left} {right}" for left, right in merges])
 
 

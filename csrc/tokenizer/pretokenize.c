@@ -245,22 +245,25 @@ enum { STAGES = 6 };
 struct pretokenizer {
     const char *names;              /* space-separated */
     match_fn *stages[STAGES + 1];   /* each splits the pieces of the one before; what it does not match stays whole */
-    int ignore_merges, add_bos, cuts_numbers;
+    int ignore_merges, add_bos, cuts_numbers, composes;
 };
 
 static const pretokenizer table[] = {
-    {"gpt-2 gpt2 mpt olmo jais trillion granite-docling phi-2 jina-v2-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe exaone4 gigachat "
-     "a.x-4.0", {match_gpt2}, 0, 0, 0},
-    {"smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", {match_digit, match_gpt2}, 0, 0, 0},
-    {"llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral lfm2 midm-2.0", {match_llama3}, 1, 1, 0},
-    {"dbrx smaug-bpe glm4 chatglm-bpe", {match_llama3}, 0, 0, 0},
-    {"qwen2 deepseek-r1-qwen stablelm2 hunyuan solar-open megrez kormo grok-2", {match_qwen2}, 0, 0, 0},
-    {"tekken", {match_tekken}, 1, 1, 0},
-    {"gpt-4o llama4 kanana2 minimax-m2 talkie", {match_gpt4o}, 0, 0, 0},
-    {"falcon", {match_punct_run, match_gpt2, match_ascii3}, 0, 0, 1},
-    {"deepseek-coder", {match_newline, match_spaced_letters, match_spaced_punct, match_cjk_wide, match_digit}, 0, 0, 0},
-    {"deepseek-llm", {match_newline, match_deepseek_letters, match_deepseek_punct, match_final_spaces, match_cjk_wide, match_digit}, 0, 0, 0},
-    {"deepseek-v3 hunyuan-dense joyai-llm", {match_digits3, match_cjk_kana, match_deepseek3}, 0, 0, 0},
+    {"gpt-2 gpt2 jais trillion granite-docling phi-2 jina-v2-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe exaone4 gigachat "
+     "a.x-4.0", {match_gpt2}, 0, 0, 0, 0},
+    {"olmo mpt", {match_gpt2}, 0, 0, 0, 1},
+    {"command-r", {match_digit, match_gpt2}, 0, 0, 0, 1},
+    {"smollm starcoder refact codeshell exaone minerva-7b mellum2", {match_digit, match_gpt2}, 0, 0, 0, 0},
+    {"llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral lfm2 midm-2.0", {match_llama3}, 1, 1, 0, 0},
+    {"dbrx smaug-bpe glm4 chatglm-bpe", {match_llama3}, 0, 0, 0, 0},
+    {"qwen2 deepseek-r1-qwen", {match_qwen2}, 0, 0, 0, 1},
+    {"stablelm2 hunyuan solar-open megrez kormo grok-2", {match_qwen2}, 0, 0, 0, 0},
+    {"tekken", {match_tekken}, 1, 1, 0, 0},
+    {"gpt-4o llama4 kanana2 minimax-m2 talkie", {match_gpt4o}, 0, 0, 0, 0},
+    {"falcon", {match_punct_run, match_gpt2, match_ascii3}, 0, 0, 1, 0},
+    {"deepseek-coder", {match_newline, match_spaced_letters, match_spaced_punct, match_cjk_wide, match_digit}, 0, 0, 0, 0},
+    {"deepseek-llm", {match_newline, match_deepseek_letters, match_deepseek_punct, match_final_spaces, match_cjk_wide, match_digit}, 0, 0, 0, 0},
+    {"deepseek-v3 hunyuan-dense joyai-llm", {match_digits3, match_cjk_kana, match_deepseek3}, 0, 0, 0, 0},
 };
 
 const pretokenizer *pretokenizer_find(const char *name, uint64_t len) {
@@ -275,6 +278,7 @@ const pretokenizer *pretokenizer_find(const char *name, uint64_t len) {
 
 int pretokenizer_ignores_merges(const pretokenizer *p) { return p->ignore_merges; }
 int pretokenizer_cuts_numbers(const pretokenizer *p) { return p->cuts_numbers; }
+int pretokenizer_composes(const pretokenizer *p) { return p->composes; }
 int pretokenizer_adds_bos(const pretokenizer *p) { return p->add_bos; }
 
 /* Splits [i, end) by the stages from `stage` on. */

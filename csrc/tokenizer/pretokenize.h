@@ -18,6 +18,8 @@ const pretokenizer *pretokenizer_find(const char *name, uint64_t len);
 int pretokenizer_ignores_merges(const pretokenizer *p);
 /* The last stage looks for runs of numbers not in the text but in its bytes, written in the alphabet of the token texts. */
 int pretokenizer_cuts_numbers(const pretokenizer *p);
+/* The text is brought to its composed form (nfc.h) before. */
+int pretokenizer_composes(const pretokenizer *p);
 /* Families whose files may leave add_bos_token out and mean yes. */
 int pretokenizer_adds_bos(const pretokenizer *p);
 /* Calls word(ctx, first, end) for each word [first, end) of code points, in order; stops and returns its result when that is not 0. */

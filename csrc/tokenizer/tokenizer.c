@@ -1,4 +1,5 @@
 /* From text to ids and back: special tokens are cut out first, the rest goes to BPE, sentencepiece, WordPiece or the longest match. */
+#include "nfc.h"
 #include "vocab.h"
 
 #include "../base/alloc.h"
@@ -23,9 +24,34 @@ static int spm_piece(const pyllm_tokenizer *t, const char *s, int64_t n, int pre
     return rc;
 }
 
-int64_t tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, int add_special, int parse_special, int32_t *ids, int64_t max,
-                 pyllm_error *err) {
-    if (n > INT32_MAX / 4) return err_set(err, PYLLM_ERR_ARG, "a text of %lld bytes is too long to tokenize at once", (long long)n);
+/* A text without special tokens: what byte-level families do to it before they split it. */
+static int bpe_piece(const pyllm_tokenizer *t, const char *s, int64_t n, id_list *out) {
+    if (!pretokenizer_composes(t->pre)) return bpe_tokenize(t, s, n, out);
+    int64_t len;
+    char *composed = nfc(s, n, &len);
+    if (!composed) return err_set(out->err, PYLLM_ERR_MEMORY, "out of memory for a text of %lld bytes", (long long)n);
+    int rc = bpe_tokenize(t, composed, len, out);
+    if (composed != s) mem_free(composed);
+    return rc;
+}
+
+/* Sentencepiece takes U+2581 in a text for a space, also in runs that are tokens. NULL: there is none (*len 0), or no memory (*len 1). */
+static char *spm_spaces(const char *s, int64_t n, int64_t *len) {
+    int64_t marks = 0, k = 0;
+    for (int64_t i = 0; i + 2 < n; i++) marks += !memcmp(s + i, "\xe2\x96\x81", 3);
+    char *out = marks ? mem_alloc((size_t)n) : NULL;
+    *len = marks > 0;
+    for (int64_t i = 0; i < n && out; i++) {
+        int mark = i + 2 < n && !memcmp(s + i, "\xe2\x96\x81", 3);
+        out[k++] = mark ? ' ' : s[i];
+        i += 2 * mark;
+    }
+    if (out) *len = k;
+    return out;
+}
+
+static int64_t tokenize_plain(const pyllm_tokenizer *t, const char *s, int64_t n, int add_special, int parse_special, int32_t *ids, int64_t max,
+                              pyllm_error *err) {
     id_list out = {ids, 0, max, err};
     if (add_special && t->add_bos && t->ids[0] >= 0) id_add(&out, t->ids[0]);
     int after_special = 1;
@@ -36,7 +62,7 @@ int64_t tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, int add_spe
         if (e > i) {
             if (t->kind == KIND_WPM) wordpiece_tokenize(t, s + i, e - i, &out);
             else if (t->kind == KIND_UNIGRAM) TRY(unigram_tokenize(t, s + i, e - i, &out));
-            else TRY(t->kind == KIND_BPE ? bpe_tokenize(t, s + i, e - i, &out) : t->kind == KIND_GREEDY ? greedy_tokenize(t, s + i, e - i, &out)
+            else TRY(t->kind == KIND_BPE ? bpe_piece(t, s + i, e - i, &out) : t->kind == KIND_GREEDY ? greedy_tokenize(t, s + i, e - i, &out)
                      : spm_piece(t, s + i, e - i, t->add_space_prefix && after_special, &out));
             after_special = 0;
         }
@@ -51,6 +77,17 @@ int64_t tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, int add_spe
     }
     if (add_special && t->add_eos && t->ids[1] >= 0) id_add(&out, t->ids[1]);
     return out.n;
+}
+
+int64_t tokenize(const pyllm_tokenizer *t, const char *s, int64_t n, int add_special, int parse_special, int32_t *ids, int64_t max,
+                 pyllm_error *err) {
+    if (n > INT32_MAX / 4) return err_set(err, PYLLM_ERR_ARG, "a text of %lld bytes is too long to tokenize at once", (long long)n);
+    int64_t len = 0;
+    char *spaced = t->kind == KIND_SPM && t->special[0].n ? spm_spaces(s, n, &len) : NULL;
+    if (!spaced && len) return err_set(err, PYLLM_ERR_MEMORY, "out of memory for a text of %lld bytes", (long long)n);
+    int64_t count = tokenize_plain(t, spaced ? spaced : s, spaced ? len : n, add_special, parse_special, ids, max, err);
+    mem_free(spaced);
+    return count;
 }
 
 /* ---- back to text ---- */

@@ -3,6 +3,7 @@ pre-tokenizer from the rules alone, and gives the vocabulary that the family's G
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ import pytest
 import tok_oracle
 import tok_texts
 from checkpoints import added_tokens, goldens, tokenizer_json
-from tokenizers import processors
+from tokenizers import Tokenizer as HuggingFace
+from tokenizers import models, pre_tokenizers, processors
 
 from pyllm import Tokenizer, errors
 from pyllm.gguf import GGUF
+from pyllm.quantize import vocab_ranks
 from pyllm.quantize.convert import convert
 from pyllm.quantize.pretokenizers import recognise
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "max_position_embeddings": 64, "hidden_size": 64,
           "intermediate_size": 64, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
 # A family's rules may have another family's name where the rules are the same.
-SAME = {"starcoder": "smollm", "refact": "smollm", "command-r": "smollm", "mpt": "gpt-2"}
+SAME = {"starcoder": "smollm", "refact": "smollm", "mpt": "olmo"}
 
 
 def write(folder: Path, tokenizer: dict[str, Any] | None = None, config: dict[str, Any] | None = None, **files: Any) -> Path:
@@ -73,6 +76,44 @@ def test_sentencepiece_models(name: str, tmp_path: Path) -> None:
             assert tokenizer.encode(text, add_special=False) == oracle.encode(text), text
 
 
+def tekken(n: int, **more: Any) -> dict[str, Any]:
+    """A tekken.json of Llama 3's first n tokens."""
+    meta = tok_oracle.read_metadata(tok_oracle.vocabulary("llama-bpe"))
+    letters = {c: b for b, c in vocab_ranks._ALPHABET.items()}
+    words = [bytes(letters[c] for c in token) for token in meta["tokenizer.ggml.tokens"][:n]]
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(w).decode(), "token_str": None} for i, w in enumerate(words)]
+    return {"config": {"pattern": tok_oracle.TEKKEN, "default_vocab_size": n + 20, "default_num_special_tokens": 20}, "vocab": vocab} | more
+
+
+def test_ranks_instead_of_merges(tmp_path: Path) -> None:
+    """Against all pairs that make a token, in the order of what they make: the rule that files with ranks mean."""
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken(6000)))
+    path = vocabulary_of(write(tmp_path, config={"vocab_size": 6020}))
+    with GGUF(path) as file:
+        tokens = file.kv["tokenizer.ggml.tokens"]
+        assert (file.kv["tokenizer.ggml.pre"], file.kv["tokenizer.ggml.bos_token_id"]) == ("tekken", 1)
+        assert (tokens[1], tokens[17]) == ("<s>", "[SYSTEM_PROMPT]")
+    vocab = {token: i for i, token in enumerate(tokens) if i >= 20}
+    merges = [(t[:i], t[i:]) for t in vocab for i in range(1, len(t)) if t[:i] in vocab and t[i:] in vocab]
+    hf = HuggingFace(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    hf.pre_tokenizer = pre_tokenizers.Sequence(tok_oracle._stages("tekken"))
+    tokenizer = Tokenizer(path)
+    for text in tok_texts.texts(14, 300):
+        assert tokenizer.encode(text, add_special=False, parse_special=False) == hf.encode(text).ids, text
+
+
+@pytest.mark.parametrize("damage", [
+    {"config": None}, {"config": {"default_vocab_size": 10}}, {"vocab": None}, {"vocab": [{"token_bytes": "!"}]}, {"vocab": [5]},
+    {"vocab": [{"token_bytes": ""}]}, {"vocab": [{"token_bytes": "YWI="}]}, {"special_tokens": 5}, {"special_tokens": [{"rank": 20}]},
+    {"special_tokens": [{"rank": 20, "token_str": "x"}]},
+    {"config": {"pattern": "x", "default_vocab_size": 320, "default_num_special_tokens": 20}},
+])
+def test_damaged_ranks(damage: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken(300) | damage))
+    with pytest.raises((errors.FormatError, errors.UnsupportedTokenizer)):
+        vocabulary_of(write(tmp_path))
+
+
 # ---- the rules ----
 
 def split(pattern: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
@@ -89,12 +130,12 @@ TIKTOKEN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\
     ([split(tok_oracle.LLAMA3), BYTES], False, "smaug-bpe"),
     ([split(TIKTOKEN), BYTES], False, "smaug-bpe"),
     ([split(tok_oracle.LLAMA3.replace(tok_oracle.FOLDED, BOTH_CASES)), BYTES], True, "llama-bpe"),
-    ([split(tok_oracle.QWEN2, "Removed", True), BYTES], False, "qwen2"),
+    ([split(tok_oracle.QWEN2, "Removed", True), BYTES], False, "hunyuan"),
     ([split(tok_oracle.GPT2), BYTES], False, "gpt-2"),
     ([split(r"\p{N}"), split(tok_oracle.GPT2), BYTES], False, "smollm"),
 ])
 def test_spellings_of_the_same_rules(rules: list[Any], ignore_merges: bool, name: str) -> None:
-    assert recognise({"type": "Sequence", "pretokenizers": rules}, ignore_merges, "tokenizer.json") == name
+    assert recognise({"type": "Sequence", "pretokenizers": rules}, ignore_merges, False, "tokenizer.json") == name
 
 
 def test_unknown_rules_name_the_nearest(tmp_path: Path) -> None:
@@ -104,7 +145,7 @@ def test_unknown_rules_name_the_nearest(tmp_path: Path) -> None:
     write(tmp_path, table)
     with pytest.raises(errors.UnsupportedTokenizer, match="no family that is known splits text by") as caught:
         vocabulary_of(tmp_path)
-    assert "the nearest is qwen2" in (caught.value.hint or "") and not (tmp_path / "vocab.gguf").exists()
+    assert "the nearest is hunyuan" in (caught.value.hint or "") and not (tmp_path / "vocab.gguf").exists()
     with GGUF(vocabulary_of(tmp_path, pre="qwen2")) as file:
         assert file.kv["tokenizer.ggml.pre"] == "qwen2"
 
@@ -226,7 +267,7 @@ def test_damaged_sentencepiece_models(tmp_path: Path) -> None:
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(errors.UnsupportedTokenizer, match=r"neither tokenizer.json nor tokenizer.model"):
+    with pytest.raises(errors.UnsupportedTokenizer, match=r"neither tokenizer.json nor tekken.json nor tokenizer.model"):
         vocabulary_of(tmp_path)
 
 

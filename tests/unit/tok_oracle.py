@@ -1,7 +1,6 @@
 """Oracles for the tokenizer tests: Hugging Face tokenizers and sentencepiece models built from a GGUF's own vocabulary.
 
-The pre-tokenizers are written as the families' tokenizer.json files publish them. The normalizers of some families (NFC: qwen2, mpt,
-command-r) are left out: pyllm, like its peers, tokenizes the text as it is.
+The pre-tokenizers and normalizers are written as the families' tokenizer.json files publish them.
 """
 
 from __future__ import annotations
@@ -71,6 +70,7 @@ def _stages(family: str) -> list[pre_tokenizers.PreTokenizer]:
     return [_split(pattern), _byte_level(False)]
 
 
+COMPOSED = ("qwen2", "mpt", "command-r")        # families that compose a text before they split it
 # Family: the vocabulary it is tested with. Its own where there is one, else one whose tokens cross the places where it splits.
 FAMILIES = {
     "gpt-2": "gpt-2", "llama-bpe": "llama-bpe", "qwen2": "qwen2", "deepseek-coder": "deepseek-coder", "falcon": "falcon",
@@ -155,6 +155,8 @@ def hf_bpe(meta: dict[str, Any], family: str) -> Tokenizer:
         if left in vocab and right in vocab and left + right in vocab:
             merges.append((left, right))
     hf = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=family in ("llama-bpe", "tekken")))
+    if family in COMPOSED:
+        hf.normalizer = normalizers.NFC()
     hf.pre_tokenizer = pre_tokenizers.Sequence(_stages(family))
     hf.decoder = decoders.ByteLevel()
     hf.add_special_tokens([AddedToken(t, special=True, normalized=False)
