@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from pyllm.build import Builder, Value
     from pyllm.hparams import Config
 
+# Experts that every token takes, and what is added to the scores for the choice.
+SHARED: dict[str, Any] = {
+    "model.layers.{i}.mlp.gate.e_score_correction_bias": "blk.{i}.exp_probs_b.bias",
+    "model.layers.{i}.mlp.shared_experts.gate_proj": "blk.{i}.ffn_gate_shexp",
+    "model.layers.{i}.mlp.shared_experts.up_proj": "blk.{i}.ffn_up_shexp",
+    "model.layers.{i}.mlp.shared_experts.down_proj": "blk.{i}.ffn_down_shexp",
+}
 LATENT_EPS = 1e-6       # of the norms of latent vectors, whatever config.json has for the others
 
 
@@ -34,24 +41,13 @@ class Deepseek2(Arch):
         "model.layers.{i}.self_attn.kv_a_layernorm": "blk.{i}.attn_kv_a_norm",
         "model.layers.{i}.self_attn.kv_b_proj": ("blk.{i}.attn_k_b", "blk.{i}.attn_v_b"),
     }
-    tensors: ClassVar[dict[str, Any]] = Llama.dense | Qwen3Moe.tensors | latent | {
-        "model.layers.{i}.mlp.gate.e_score_correction_bias": "blk.{i}.exp_probs_b.bias",
-        "model.layers.{i}.mlp.shared_experts.gate_proj": "blk.{i}.ffn_gate_shexp",
-        "model.layers.{i}.mlp.shared_experts.up_proj": "blk.{i}.ffn_up_shexp",
-        "model.layers.{i}.mlp.shared_experts.down_proj": "blk.{i}.ffn_down_shexp",
-    }
+    tensors: ClassVar[dict[str, Any]] = Llama.dense | Qwen3Moe.tensors | latent | SHARED
 
     def forward(self, g: Builder, c: Config) -> Value:
         x = g.embed("token_embd")
         for _ in g.layers(c.n_layers):
             x = g.linear(attention(g, c, g.norm(x, "attn_norm")), "attn_output", add=x)
-            h = g.norm(x, "ffn_norm")
-            if g.has("ffn_gate_inp"):
-                if g.has("ffn_gate_shexp"):
-                    x = g.linear(g.gated(h, "ffn_gate_shexp", "ffn_up_shexp", act="silu"), "ffn_down_shexp", add=x)
-                x = g.moe(h, add=x)
-            else:
-                x = g.linear(g.gated(h, "ffn_gate", "ffn_up", act="silu"), "ffn_down", add=x)
+            x = feed_forward(g, g.norm(x, "ffn_norm"), x)
         return g.linear(g.norm(g.rows(x), "output_norm"), "output", tied="token_embd")
 
     def heads(self, name: str, config: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -84,6 +80,15 @@ def latent_hparams(config: Mapping[str, Any]) -> dict[str, Any]:
              "attention.key_length_mla": config["qk_nope_head_dim"] + turning, "attention.value_length_mla": config["v_head_dim"],
              "rope.dimension_count": turning}
     return found | ({"attention.q_lora_rank": config["q_lora_rank"]} if config.get("q_lora_rank") else {})
+
+
+def feed_forward(g: Builder, h: Value, x: Value) -> Value:
+    """x plus a dense network of h, as in the first layers, or plus experts: those that every token takes, and a choice."""
+    if not g.has("ffn_gate_inp"):
+        return g.linear(g.gated(h, "ffn_gate", "ffn_up", act="silu"), "ffn_down", add=x)
+    if g.has("ffn_gate_shexp"):
+        x = g.linear(g.gated(h, "ffn_gate_shexp", "ffn_up_shexp", act="silu"), "ffn_down_shexp", add=x)
+    return g.moe(h, add=x)
 
 
 def attention(g: Builder, c: Config, h: Value) -> Value:

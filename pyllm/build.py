@@ -95,6 +95,11 @@ class Builder:
             yield self._layer
         self._layer = None
 
+    def leave_out(self, layer: int) -> None:
+        """The file's tensors of layers from this one on are not used."""
+        layers = (f"blk.{i}." for i in range(layer, self.c.n_layers))
+        self._ignored += [name for begin in layers for name in self.gguf.tensors if name.startswith(begin)]
+
     def embed(self, name: str, scale: float = 1.0) -> Value:
         """Rows of the embedding matrix by token, times scale."""
         return self._step("embed", ["x"], [("w", self._weight(name)), ("scale", scale)])[0]

@@ -52,6 +52,7 @@ class Config:
     n_ctx: int          # context that the tape is written for: longrope picks its factors by it
     recurrent_layers: frozenset[int]        # of hybrids: those without attention
     n_layers: int = _row("block_count", int, 1, 1024, hf="num_hidden_layers")
+    n_guessing: int = _row("nextn_predict_layers", int, 0, 64, 0)       # of these the last, which guess further tokens
     n_ctx_train: int = _row("context_length", int, 1, 1 << 30, hf="max_position_embeddings")
     n_embd: int = _row("embedding_length", int, 1, 1 << 20, hf="hidden_size")
     n_ff: int = _row("feed_forward_length", int, 0, 1 << 24, hf="intermediate_size")
@@ -219,6 +220,8 @@ def _check_together(c: Config) -> None:
     def fail(what: str) -> None:
         raise errors.FormatError(f"{c.path}: {what}\nhint: the file is damaged; download or convert it again")
 
+    if c.n_guessing >= c.n_layers:
+        fail(f"{c.n_guessing} of {c.n_layers} layers guess further tokens")
     if c.n_heads % c.n_kv_heads:
         fail(f"{c.arch}.attention.head_count {c.n_heads} is not a multiple of head_count_kv {c.n_kv_heads}")
     if c.n_rot % 2 or c.n_rot > c.head_dim:

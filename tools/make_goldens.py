@@ -131,6 +131,18 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
         | rope("yarn", factor=16.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0), 40, None),
     "minicpm3": ("MiniCPM3ForCausalLM", SMALL | LATENT | {"rms_norm_eps": 1e-5, "q_lora_rank": 32, "scale_emb": 12, "scale_depth": 1.4,
                                                         "dim_model_base": 32, "tie_word_embeddings": True}, 40, None),
+    "glm4moe": ("Glm4MoeForCausalLM", MOE | HALF | {
+        "head_dim": 32, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.5, "use_qk_norm": True,
+        "attention_bias": True, "num_mtp_layers": 0}, 40, None),
+    "dots1": ("Dots1ForCausalLM", MOE | {
+        "head_dim": 32, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True}, 40, None),
+    "minimax-m2": ("MiniMaxM2ForCausalLM", MOE | HALF | {
+        "head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}, 40, None),
+    "ernie4_5-moe": ("Ernie4_5_MoeForCausalLM", MOE | {
+        "moe_num_experts": 8, "moe_num_shared_experts": 1, "moe_k": 3, "moe_intermediate_size": 32, "moe_layer_start_index": 1,
+        "head_dim": 16, "tie_word_embeddings": True}, 40, None),
     "arcee": ("ArceeForCausalLM", SMALL, 40, None),
     "seed-oss": ("SeedOssForCausalLM", SMALL | {"head_dim": 32, "attention_bias": True}, 40, None),
     "ernie4_5": ("Ernie4_5ForCausalLM", SMALL | {"use_bias": True, "tie_word_embeddings": True, "head_dim": 16}, 40, None),

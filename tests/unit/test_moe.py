@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_gguf
 from checkpoints import goldens
 from conftest import ROOT
 
@@ -123,3 +124,21 @@ def test_synthetic_models_for_speed_tests(like: str, used: str, tmp_path: Path) 
         assert file.architecture == like and file.tensors["blk.1.ffn_down_exps.weight"].type == used
     with LLM(tmp_path / "m.gguf", ctx=64, threads=1) as llm:
         assert 0.2 < llm.logits(range(5, 45)).std() < 5
+
+
+def test_layers_that_guess_further_tokens_are_left_out(tmp_path: Path) -> None:
+    """GLM-4.5's files have such a layer behind the others, and count it."""
+    golden = goldens.load("glm4moe")
+    goldens.write_gguf(tmp_path / "m.gguf", golden.weights, golden.config, golden.hf_class)
+    with GGUF(tmp_path / "m.gguf") as file:
+        kv = {key: file.kv[key] for key in file.kv if key == "general.architecture" or key.startswith("glm4moe.")}
+        n = kv["glm4moe.block_count"]
+        tensors = {name: file.read(name) for name in file.tensors}
+    tensors |= {name.replace(f"blk.{n - 1}.", f"blk.{n}."): t for name, t in tensors.items() if name.startswith(f"blk.{n - 1}.")}
+    tensors[f"blk.{n}.nextn.eh_proj.weight"] = np.zeros((64, 128), np.float32)
+    kv |= {"glm4moe.block_count": n + 1, "glm4moe.nextn_predict_layers": 1}
+    data, _ = tiny_gguf.build(kv, [(name, 0, t.shape[::-1], t.astype("<f4").tobytes()) for name, t in tensors.items()])
+    (tmp_path / "guessing.gguf").write_bytes(data)
+    with GGUF(tmp_path / "guessing.gguf") as file:
+        got = ref.run(build.tape_text(file), file.read, golden.ids)
+    assert np.abs(got - golden.logits).max() < 1e-5 * np.abs(golden.logits).max()
