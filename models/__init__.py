@@ -60,6 +60,10 @@ class Arch:
         """What GGUF's values of a tensor are greater by than the checkpoint's."""
         return 0.0
 
+    def shape(self, name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
+        """GGUF's shape of a tensor, in numpy's order, where it has the same values in another one."""
+        return shape
+
     def change(self, name: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
         """What GGUF has in place of the checkpoint's values of a tensor; None: these."""
         return None

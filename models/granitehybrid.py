@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .granitemoe import GraniteMoe
 from .mamba import minus_exp
-from .mamba2 import mamba2, scan_hparams
+from .mamba2 import mamba2, scan_hparams, scan_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class GraniteHybrid(GraniteMoe):
-    names = ("granitehybrid", "GraniteMoeHybridForCausalLM")
+    names: ClassVar[tuple[str, ...]] = ("granitehybrid", "GraniteMoeHybridForCausalLM")
     hybrid = True
     hf_keys = GraniteMoe.hf_keys | {"n_ff": "shared_intermediate_size"}
     tensors: ClassVar[dict[str, Any]] = GraniteMoe.tensors | {
@@ -38,7 +38,8 @@ class GraniteHybrid(GraniteMoe):
             h = self.attention(g, c, h) if c.attends(layer) else g.linear(mamba2(g, c, h), "ssm_out")
             x = g.add(g.scale(h, c.residual_scale), x)
             h = g.norm(x, "ffn_norm")
-            shared = g.linear(g.gated(h, "ffn_gate_shexp", "ffn_up_shexp", act="silu"), "ffn_down_shexp")
+            kind = "_shexp" if g.has("ffn_gate_shexp") else ""
+            shared = g.linear(g.gated(h, f"ffn_gate{kind}", f"ffn_up{kind}", act="silu"), f"ffn_down{kind}")
             x = g.add(g.scale(g.moe(h, add=shared) if c.n_experts else shared, c.residual_scale), x)
         y = g.linear(g.norm(g.rows(x), "output_norm"), "output", tied="token_embd")
         return g.scale(y, 1 / c.logit_scale)
@@ -52,10 +53,15 @@ class GraniteHybrid(GraniteMoe):
     def hf_hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         kinds = config.get("layer_types") or config.get("layers_block_type")
         kv = int(config.get("num_key_value_heads") or config["num_attention_heads"])
-        return {**super().hf_hparams(config), "rope.scaling.finetuned": config.get("position_embedding_type") == "rope",
+        few = {} if config.get("num_local_experts") else {"expert_count": 0, "expert_used_count": 0}
+        return {**super().hf_hparams(config), **few, "expert_shared_feed_forward_length": int(config["shared_intermediate_size"]),
+                "rope.scaling.finetuned": config.get("position_embedding_type") == "rope",
                 "attention.head_count_kv": [kv if kind in ("attention", "full_attention") else 0 for kind in kinds or ()],
                 **scan_hparams(config, config["mamba_n_heads"], config["mamba_expand"], config["mamba_d_state"], config["mamba_d_conv"],
                                config["mamba_n_groups"])}
+
+    def shape(self, name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
+        return scan_shape(name, shape, config["mamba_n_groups"])
 
     def change(self, name: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
         return minus_exp if name.endswith(".ssm_a") else None

@@ -24,6 +24,9 @@ class Mamba2(Mamba):
     def mixer(self, g: Builder, c: Config, h: Value) -> Value:
         return mamba2(g, c, h)
 
+    def shape(self, name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
+        return scan_shape(name, shape, config["n_groups"])
+
     def hf_hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"feed_forward_length": 0, "attention.head_count": 0,
                 **scan_hparams(config, config["num_heads"], config["expand"], config["state_size"], config["conv_kernel"],
@@ -37,6 +40,13 @@ def mamba2(g: Builder, c: Config, h: Value) -> Value:
     dt = g.linear(h, f"ssm_in[{n + wide}:{n + wide + c.ssm_rank}]", bias="ssm_dt.bias", act="softplus")
     y = g.ssd(g.conv(xbc, "ssm_conv1d", act="silu"), dt, c.ssm_rank, c.ssm_groups, c.ssm_states)
     return g.norm(g.glu(gate, y, act="silu"), "ssm_norm", groups=c.ssm_groups)
+
+
+def scan_shape(name: str, shape: tuple[int, ...], groups: int) -> tuple[int, ...]:
+    """What belongs to heads and groups has a dimension for these."""
+    if name.endswith((".ssm_a", ".ssm_d")):
+        return (*shape, 1)
+    return (groups, shape[0] // groups) if ".ssm_norm." in name else shape
 
 
 def scan_hparams(config: Mapping[str, Any], heads: int, expand: float, states: int, kernel: int, groups: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Rwkv7(Rwkv5):
             r, k, v = (g.linear(y, f"time_mix_{name}") for y, name in ((xr, "receptance"), (xk, "key"), (xv, "value")))
             if first is None:
                 first = v
+                g.ignore("time_mix_v0", "time_mix_v1", "time_mix_v2")       # files have them in the first layer, too
             else:
                 v = g.mix(v, first, by=g.linear(g.linear(xv, "time_mix_v1"), "time_mix_v2", bias="time_mix_v0", act="sigmoid"))
             a = g.linear(g.linear(xa, "time_mix_a1"), "time_mix_a2", bias="time_mix_a0", act="sigmoid")

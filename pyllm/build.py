@@ -340,6 +340,10 @@ class Builder:
         """Whether the file has a weight of this name."""
         return self._full(name)[0] + ".weight" in self.gguf.tensors
 
+    def ignore(self, *names: str) -> None:
+        """Weights that files may have and nobody needs."""
+        self._ignored += [f"{self._full(name)[0]}.weight" for name in names if self.has(name)]
+
     def rows_of(self, name: str) -> int:
         """Rows of a matrix."""
         return _rows_of(self.gguf, f"{self._full(name)[0]}.weight")

@@ -100,6 +100,10 @@ class Checkpoint:
                     heads = self.arch.heads(name, self.config)
                 if heads:
                     part = packed.Heads(weight, *heads)
+                with checked(where):
+                    shape = self.arch.shape(name, part.shape, self.config)
+                if shape != part.shape:
+                    part = packed.Reshaped(part, shape)
                 if self.arch.transposed(name) and not isinstance(weight, packed.MXFP4):
                     part = packed.Transposed(part)
                 with checked(where):

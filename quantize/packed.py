@@ -4,6 +4,7 @@ integers."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -215,6 +216,24 @@ class Heads:
             at = head * self._part + self._begin + row
             yield read(at, at + stop - begin)
             begin = stop
+
+
+class Reshaped:
+    """The same values in another shape; small tensors, which are read whole."""
+
+    def __init__(self, weight: Weight, shape: tuple[int, ...]) -> None:
+        self._weight, self.shape, self.type_id, self.cost = weight, shape, -1, weight.cost
+
+    @property
+    def parts(self) -> list[Stored]:
+        return self._weight.parts
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        whole = self._weight.read(0, prod(self._weight.shape[:-1]))
+        return np.ascontiguousarray(whole.reshape(-1, self.shape[-1])[begin:end])
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        raise NotImplementedError
 
 
 class Transposed:

@@ -89,8 +89,6 @@ def published(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
         parts = [found.pop(f"blocks.{i}.att.x_{x}", None) for x in "rwkvag"]
         if parts[0]:
             found[f"blocks.{i}.att.x_rwkvag"] = Tensor.of(np.stack([p.values.reshape(1, -1) for p in parts if p]))
-    for name in ("v0", "v1", "v2"):                 # the first layer has nothing to mix in
-        found.pop(f"blocks.0.att.{name}", None)
     return found
 
 
@@ -176,6 +174,9 @@ def write(tensors: Mapping[str, Tensor], out: Path, name: str, vocab: Path | Non
     kv = {"general.architecture": f"rwkv{version}", "general.name": name, "general.type": "model",
           **metadata(tensors, version, ctx, group_eps), **vocabulary(vocab, tensors["emb.weight"].dims[1])}
     written = {gguf_name(key, version): t if block(t.type)[0] > 1 else Tensor.of(shaped(key, t.values)) for key, t in tensors.items()}
+    for i in range(3):              # readers expect them in the first layer, too, where they are not used
+        if version == 7 and f"blk.0.time_mix_v{i}.weight" not in written:
+            written[f"blk.0.time_mix_v{i}.weight"] = written[f"blk.0.time_mix_a{i}.weight"]
     specs = [TensorSpec(name, t.dims, t.type) for name, t in written.items()]
     with Writer(out, {key: Field.of(value) for key, value in kv.items()}, specs, inputs) as writer:
         for t in written.values():
