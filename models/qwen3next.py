@@ -71,6 +71,7 @@ class Qwen3Next(Qwen2Moe):
         return {**super().hf_hparams(config), "full_attention_interval": every, "ssm.conv_kernel": int(config["linear_conv_kernel_dim"]),
                 "ssm.state_size": int(config["linear_key_head_dim"]), "ssm.group_count": int(config["linear_num_key_heads"]),
                 "ssm.time_step_rank": int(config["linear_num_value_heads"]),
+                "expert_shared_feed_forward_length": int(config["shared_expert_intermediate_size"]),
                 "ssm.inner_size": int(config["linear_value_head_dim"] * config["linear_num_value_heads"])}
 
     def row_order(self, name: str, n: int, config: Mapping[str, Any]) -> NDArray[np.intp] | None:
