@@ -54,6 +54,7 @@ class Embedder:
         else:
             self._at, self._pools = max(i for i, op in enumerate(ops) if op in ("norm", "layernorm")) + 1, ""
         self.pooling = POOLINGS[stated or 1]
+        self._goes_on = self._at + 1 < len(ops)        # more follows the pooling
         self._hidden = engine.live(self._at)
         self.width = engine.width if self.encodes else self._hidden
 
@@ -63,6 +64,9 @@ class Embedder:
 
         if pooling not in (None, *POOLINGS[1:]):
             raise errors.ArgumentError(f"pooling is {reprlib.repr(pooling)}, must be one of {', '.join(POOLINGS[1:])}")
+        if self.encodes and self._goes_on and pooling not in (None, self._pools):
+            raise errors.ArgumentError(f"pooling is {pooling!r}, but what follows it in this model was made for {self._pools}\n"
+                                       "hint: leave pooling out")
         ids = self.ids([texts] if isinstance(texts, str) else texts, truncate)
         rows = [shortened(x, dimensions, normalize) for x in self._vectors(ids, pooling or self.pooling)]
         if isinstance(texts, str):

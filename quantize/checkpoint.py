@@ -83,6 +83,7 @@ class Checkpoint:
 
     def _tensors(self, where: str) -> list[TensorSource]:
         stored = {name: part for name, part in self._folder.weights().items() if not self.arch.ignores(name)}
+        stored |= sentences.dense(self._folder)
         weights = packed.weights(stored, self.config, self._folder.path)
         found: dict[str, TensorSource] = {}
         stacks: dict[str, dict[int, CheckpointTensor]] = {}

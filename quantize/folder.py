@@ -82,6 +82,10 @@ class Folder:
         raise errors.FileError(f"{self.path} has neither model.safetensors nor pytorch_model.bin, whole or in parts with an index\n"
                                "hint: give the folder of a complete Hugging Face checkpoint; for its tokenizer alone use --vocab-only")
 
+    def weights_of(self, name: str) -> dict[str, Stored]:
+        """The tensors of one safetensors file. Raises FileError, FormatError."""
+        return safetensors.read_header(self._open(name))
+
     def _open(self, name: str) -> WeightFile:
         file = WeightFile(self.path / name)
         self.weight_files.append(file)

@@ -8,6 +8,7 @@ from typing import Any
 from pyllm import errors
 
 from .folder import Folder
+from .stored import Stored
 
 # Their names of what is pooled, and GGUF's pooling_type.
 _KINDS = {"mean": 1, "mean_tokens": 1, "cls": 2, "cls_token": 2, "lasttoken": 3}
@@ -24,6 +25,19 @@ def fields(folder: Folder) -> dict[str, Any]:
                                           "hint: the mean, the first and the last token can")
         return {"pooling_type": _KINDS[kinds[0]]}
     return {}
+
+
+def dense(folder: Folder) -> dict[str, Stored]:
+    """The matrices that a pooled vector goes through, named dense_2.weight, dense_3.weight. Raises UnsupportedModel for more than that."""
+    found: dict[str, Stored] = {}
+    for i, path in enumerate(modules(folder, "Dense"), 2):
+        config = folder.json(f"{path}/config.json") or {}
+        weights = folder.weights_of(f"{path}/model.safetensors")
+        if not str(config.get("activation_function", "")).endswith("Identity") or weights.keys() != {"linear.weight"}:
+            raise errors.UnsupportedModel(f"{folder.path}/{path}: a layer with bias or activation behind the pooling cannot be converted\n"
+                                          "hint: a matrix alone can")
+        found[f"dense_{i}.weight"] = weights["linear.weight"]
+    return found
 
 
 def modules(folder: Folder, kind: str) -> Iterator[str]:

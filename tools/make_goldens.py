@@ -147,6 +147,10 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "seed-oss": ("SeedOssForCausalLM", SMALL | {"head_dim": 32, "attention_bias": True}, 40, None),
     "ernie4_5": ("Ernie4_5ForCausalLM", SMALL | {"use_bias": True, "tie_word_embeddings": True, "head_dim": 16}, 40, None),
     "bert": ("BertModel", BERT, 40, None),
+    "nomic-bert": ("NomicBertModel", BERT, 40, None),
+    "gemma-embedding": ("Gemma3TextModel", GEMMA | GEMMA3_ROPE | {
+        "num_hidden_layers": 7, "query_pre_attn_scalar": 32, "sliding_window": 16, "num_key_value_heads": 1,
+        "use_bidirectional_attention": True}, 40, None),
     "xlm-roberta": ("XLMRobertaModel", BERT | {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}, 40, None),
     "mamba": ("MambaForCausalLM", MAMBA | {"tie_word_embeddings": True}, 40, None),
     "falcon-mamba": ("FalconMambaForCausalLM", MAMBA | {"mixer_rms_eps": 1e-2}, 40, None),

@@ -164,6 +164,50 @@ def test_conversion_keeps_the_pooling(pooling: str, kind: int, tmp_path: Path) -
         assert np.array_equal(llm.embed("some words"), llm.embed("some words", pooling=wanted))
 
 
+def test_matrices_behind_the_pooling(tmp_path: Path) -> None:
+    """EmbeddingGemma's: the mean of its tokens' vectors, times both."""
+    tiny(tmp_path, "gemma-embedding", "mean_tokens")
+    r = np.random.default_rng(1)
+    steps = [r.normal(size=shape).astype(np.float32) / 8 for shape in ((96, 64), (48, 96))]
+    listed = json.loads((tmp_path / "modules.json").read_text())
+    for i, matrix in enumerate(steps, 2):
+        folder = tmp_path / f"{i}_Dense"
+        folder.mkdir()
+        listed.append({"idx": i, "path": folder.name, "type": "sentence_transformers.models.Dense"})
+        (folder / "config.json").write_text(json.dumps({"activation_function": "torch.nn.modules.linear.Identity", "bias": False}))
+        goldens.write_safetensors(folder / "model.safetensors", {"linear.weight": ("F32", matrix.shape, matrix.tobytes())})
+    with pyllm.LLM(tmp_path / "model.gguf", kv="f32") as llm:
+        rows = llm.token_embeddings(TEXTS[1]).astype(np.float64)
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    convert(tmp_path, tmp_path / "dense.gguf", "F32", n_threads=1)
+    with pyllm.LLM(tmp_path / "dense.gguf", kv="f32") as llm:
+        assert llm.n_embd == 48
+        got = llm.embed(TEXTS, normalize=False)
+        np.testing.assert_allclose(got[1], steps[1] @ (steps[0] @ rows.mean(axis=0)), rtol=0, atol=1e-5)
+        with pytest.raises(pyllm.ArgumentError, match="made for mean"):
+            llm.embed(TEXTS, pooling="last")
+        assert np.array_equal(got[1], llm.embed(TEXTS[1], normalize=False)) and len(llm.token_embeddings(TEXTS[1])[0]) == 64
+    (tmp_path / "3_Dense" / "config.json").write_text(json.dumps({"activation_function": "torch.nn.modules.activation.Tanh"}))
+    with pytest.raises(pyllm.UnsupportedModel, match="3_Dense: a layer with bias or activation"):
+        convert(tmp_path, tmp_path / "other.gguf", "F32", n_threads=1)
+
+
+def test_nomic_as_published(tmp_path: Path) -> None:
+    """The publisher's own names in config.json mean the same."""
+    golden = goldens.load("nomic-bert")
+    c = golden.config
+    own = {"n_embd": c["hidden_size"], "n_layer": c["num_hidden_layers"],
+           "n_head": c["num_attention_heads"],
+           "n_inner": c["intermediate_size"], "n_positions": c["max_position_embeddings"],
+           "layer_norm_epsilon": c["layer_norm_eps"], "activation_function": "swiglu",
+           "rotary_emb_base": c["rope_parameters"]["rope_theta"], "vocab_size": c["vocab_size"]}
+    for name, config in (("a", c), ("b", own)):
+        (tmp_path / name).mkdir()
+        goldens.write_gguf(tmp_path / name / "x.gguf", golden.weights, config, golden.hf_class)
+    with pyllm.LLM(tmp_path / "a/x.gguf") as a, pyllm.LLM(tmp_path / "b/x.gguf") as b:
+        assert np.array_equal(a.embed(TEXTS), b.embed(TEXTS))
+
+
 def test_other_pooling_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pyllm.UnsupportedModel, match="pooling by max_tokens"):
         tiny(tmp_path, "bert", "max_tokens")
