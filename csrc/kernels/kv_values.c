@@ -6,6 +6,12 @@
 typedef uint32_t u32x4 __attribute__((vector_size(16)));
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
 
+#ifdef __clang__
+#define PICK(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
+#endif
+
 /* src: u32 [n][PAGE], n a multiple of 4. dst: PAGE rows of n, ld bytes apart. Two rounds of interleaving turn a square of 4 over, three one of 8. */
 static void turn32(const uint8_t *src, int n, uint8_t *dst, size_t ld) {
     for (int d = 0; d < n; d += 4)
@@ -14,8 +20,8 @@ static void turn32(const uint8_t *src, int n, uint8_t *dst, size_t ld) {
             for (int i = 0; i < 4; i++) memcpy(&r[i], src + (size_t)((d + i) * PAGE + t) * 4, 16);
             for (int round = 0; round < 2; round++) {
                 for (int i = 0; i < 2; i++) {
-                    z[2 * i] = __builtin_shufflevector(r[i], r[i + 2], 0, 4, 1, 5);
-                    z[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 2], 2, 6, 3, 7);
+                    z[2 * i] = PICK(u32x4, r[i], r[i + 2], 0, 4, 1, 5);
+                    z[2 * i + 1] = PICK(u32x4, r[i], r[i + 2], 2, 6, 3, 7);
                 }
                 memcpy(r, z, sizeof r);
             }
@@ -31,8 +37,8 @@ static void turn16(const uint8_t *src, int n, uint8_t *dst, size_t ld) {
             for (int i = 0; i < 8; i++) memcpy(&r[i], src + (size_t)((d + i) * PAGE + t) * 2, 16);
             for (int round = 0; round < 3; round++) {
                 for (int i = 0; i < 4; i++) {
-                    z[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
-                    z[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+                    z[2 * i] = PICK(u16x8, r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+                    z[2 * i + 1] = PICK(u16x8, r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
                 }
                 memcpy(r, z, sizeof r);
             }
