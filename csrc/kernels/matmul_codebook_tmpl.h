@@ -203,17 +203,17 @@ INLINE void tile_codebook(const format *f, const codebook *book, const uint8_t *
         for (int c = 0; c < M; c++) sum[c] = vf_set1(0);
         const uint8_t *p = w + h * ROWS * 4, *base = w + 64 * f->dwords, *sp = base + 8 * f->words + h * ROWS * 2;
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, base += f->bytes, sp += f->bytes, a += m) {
-            vi isum[COLS];
+            vi isum[COLS], zero[8];
             if (!h) prefetch(p, (size_t)f->bytes, 1);
             s.words = base + half;
             book->prepare(p, base, half, sp, &s);
-            for (int c = 0; c < M; c++) isum[c] = vi_set1(0);
+            by_pairs(f, s.sc, zero);
+            for (int c = 0; c < M; c++) isum[c] = start_block(f, &a[c], zero);
             for (int64_t sub = 0; sub < 8; sub++) {
                 __asm__("" : "+r"(sub));        /* a rolled loop, as in tile256 */
                 vi q[8];
                 codebook_values(book, p, &s, sub, q);
-#pragma GCC unroll 8
-                for (int c = 0; c < M; c++) isum[c] = vi_add(isum[c], scaled_dots(f, q, &a[c], sub, s.sc));
+add_scaled(f, isum, q, a, M, sub, s.sc);
             }
             vf d = codebook_scale(f, sp);
             for (int c = 0; c < M; c++) sum[c] = vf_fma(vf_from_vi(isum[c]), vf_mul(d, vf_set1(a[c].d[0])), sum[c]);

@@ -70,12 +70,54 @@ INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit 
 
 /* ---- super-blocks of 256 ------------------------------------------------------------------------------------------------ */
 
-/* Products of sub-block s with row x, times its sub-scale or its two. */
-INLINE vi scaled_dots(const format *f, const vi *q, const act_unit *x, int64_t s, const vi *sc) {
-    if (f->sub == 32) return vi_mul(dot32(f, q, x->q + 32 * s, 0, 8, start_of(f, x->sum32[s])), sc[s]);
-    vi lo = dot32(f, q, x->q + 32 * s, 0, 4, start_of(f, x->sum16[2 * s])), hi = dot32(f, q, x->q + 32 * s, 4, 8, start_of(f, x->sum16[2 * s + 1]));
-    return vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1]));
+#ifdef DOTS_BY
+/* isum plus the products of sub-block s with M rows times its sub-scale or its two, without the zero point. sc: of by_pairs. The rows go side by side, so that
+   one vector of codes serves them all before the next one is needed. */
+INLINE void add_scaled(const format *f, vi *isum, const vi *q, const act_unit *x, int M, int64_t s, const vi *sc) {
+    int n = f->sub / 4, run = f->run * RUN < n ? f->run * RUN : n;
+    for (int j = 0; j < 8; j += run) {
+        vi sum[COLS], by = sc[8 / n * s + j / n];
+        for (int i = j; i < j + run; i++)
+#pragma GCC unroll 8
+            for (int c = 0; c < M; c++) {
+                const int8_t *a = x[c].q + 32 * s + 4 * i;
+                vi product = f->is_signed ? products_s(q[i], a) : products_u(q[i], a);
+                sum[c] = i == j ? product : vi_add16(sum[c], product);
+            }
+#pragma GCC unroll 8
+        for (int c = 0; c < M; c++) isum[c] = vi_add(isum[c], widen_by(sum[c], by));
+    }
 }
+INLINE vi pairs16(vi a, vi b) { return vi_or(vi_and(a, vi_set1(0xffff)), vi_shl(b, 16)); }
+/* Sub-scales as widen_by takes them, and for dots_pairs with the sums of the activations: less the zero point, at most 32 * 128. */
+INLINE void by_pairs(const format *f, vi *sc, vi *zero) {
+    int n = 256 / f->sub;
+    for (int i = 0; i < n / 2 && f->zero; i++) {
+        vi pair = pairs16(sc[2 * i], sc[2 * i + 1]);
+        zero[i] = vi_sub16(vi_set1(0), vi_mul16(pair, f->zero));
+    }
+    for (int i = 0; i < n; i++) sc[i] = pairs16(sc[i], sc[i]);
+}
+INLINE vi start_block(const format *f, const act_unit *a, const vi *zero) {
+    return f->zero ? dots_pairs(vi_set1(0), zero, f->sub == 32 ? a->sum32 : a->sum16, 128 / f->sub) : vi_set1(0);
+}
+#else
+INLINE void add_scaled(const format *f, vi *isum, const vi *q, const act_unit *x, int M, int64_t s, const vi *sc) {
+#pragma GCC unroll 8
+    for (int c = 0; c < M; c++) {
+        const int8_t *a = x[c].q + 32 * s;
+        if (f->sub == 32) {
+            vi dot = dot32(f, q, a, 0, 8, start_of(f, x[c].sum32[s]));
+            isum[c] = vi_add(isum[c], f->scales ? vi_mul(dot, sc[s]) : dot);
+        } else {
+            vi lo = dot32(f, q, a, 0, 4, start_of(f, x[c].sum16[2 * s])), hi = dot32(f, q, a, 4, 8, start_of(f, x[c].sum16[2 * s + 1]));
+            isum[c] = vi_add(isum[c], vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1])));
+        }
+    }
+}
+INLINE void by_pairs(const format *f, vi *sc, vi *zero) { (void)f, (void)sc, (void)zero; }
+INLINE vi start_block(const format *f, const act_unit *a, const vi *zero) { (void)f, (void)a, (void)zero; return vi_set1(0); }
+#endif
 
 /* What a super-block adds to a row's sum: its products, and less its minima times the activations' sums. */
 INLINE vf add_block(const format *f, vf sum, vi isum, const act_unit *a, vf d, vf min, const vi *mn) {
@@ -93,11 +135,13 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
         zero_sums(sum, E, M);
         const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * 2;
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, sp += f->bytes, a += m) {
-            vi sc[NV][16], mn[NV][8], isum[NV][COLS];
+            vi sc[NV][16], mn[NV][8], zero[NV][8], isum[NV][COLS];
             if (!h && !f->near) prefetch(p, (size_t)f->bytes, 1);
             for (int e = 0; e < E; e++) {
                 if (f->scales) f->scales(p + 4 * e * ROWS, sp + 2 * e * ROWS, sc[e], mn[e]);
-                for (int c = 0; c < M; c++) isum[e][c] = vi_set1(0);
+                else for (int i = 0; i < 8; i++) sc[e][i] = vi_set1(1);
+                by_pairs(f, sc[e], zero[e]);
+                for (int c = 0; c < M; c++) isum[e][c] = start_block(f, &a[c], zero[e]);
             }
             int subs = f->sub == 32 && f->scales ? 2 : 4;
             for (int64_t part = 0; part < 8 / subs; part++) {
@@ -109,10 +153,7 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
                     for (int e = 0; e < E; e++) {
                         vi q[8];
                         f->load(p + 4 * e * ROWS, part, i, q);
-#pragma GCC unroll 8
-                        for (int c = 0; c < M; c++)
-                            isum[e][c] = vi_add(isum[e][c], f->scales ? scaled_dots(f, q, &a[c], s, sc[e])
-                                                                      : dot32(f, q, a[c].q + 32 * s, 0, 8, start_of(f, a[c].sum32[s])));
+add_scaled(f, isum[e], q, a, M, s, sc[e]);
                     }
                 }
             }
