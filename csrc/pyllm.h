@@ -189,7 +189,7 @@ int pyllm_model_write(pyllm_model *m, const char *tensor, int64_t first, int64_t
 /* ---- engine: sequences over a paged KV cache -------------------------------------------------------------------------- */
 typedef struct pyllm_engine pyllm_engine;
 
-enum pyllm_kv_type { PYLLM_KV_F32 = 0, PYLLM_KV_F16 = 1, PYLLM_KV_Q8_0 = 2 };
+enum pyllm_kv_type { PYLLM_KV_F32 = 0, PYLLM_KV_F16 = 1, PYLLM_KV_Q8_0 = 2, PYLLM_KV_Q4_0 = 3 };
 
 typedef struct pyllm_engine_params {
     int32_t n_threads;          /* workers, the calling thread included */

@@ -12,7 +12,7 @@ from math import prod
 
 from .gguf import GGUF
 
-_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 1.0625}
+_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 1.0625, "q4_0": 0.5625}
 _FLOATS = ("f32", "f16", "bf16")
 
 
@@ -98,7 +98,7 @@ def _work(gguf: GGUF, op: str, params: dict[str, str], n: int, depth: int, kv: s
         if window:
             first, last = min(first, window), min(last, window)
         products = n * (first + last) // 2 * heads * (dim + values)
-        return round(last * kv_heads * (dim + (values if v != k else 0)) * _KV_BYTES[kv]), products * (1 if kv == "q8_0" else 4)
+        return round(last * kv_heads * (dim + (values if v != k else 0)) * _KV_BYTES[kv]), products * (1 if kv in ("q8_0", "q4_0") else 4)
     size = macs = 0
     for key in ("w", "bias", "norm"):
         for word in params.get(key, "-").split(","):

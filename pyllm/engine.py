@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .sampling import Sampler
 
-KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2, "q4_0": 3}
 MAX_ROWS = 512      # rows of one step: a prompt chunk keeps the matrix kernels busy
 MAX_LOGITS = 64     # rows with logits of one step, at least
 PARALLEL = 16       # sequences, unless more are asked for

@@ -4,6 +4,7 @@
 #include "engine.h"
 
 #include "../base/alloc.h"
+#include "../kernels/rotate.h"
 
 #include <string.h>
 
@@ -27,9 +28,11 @@ int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_
         const step *s = &t->steps[t->attn_step[l]];
         int64_t window = s->p[ATTN_WINDOW].i[0];
         int32_t g = 0, dim = (int32_t)s->p[ATTN_DIM].i[0], v_dim = (int32_t)attn_v_dim(s);
-        if (p->kv_type == KV_Q8_0 && (dim % 32 || v_dim % 32))
-            return err_set(err, PYLLM_ERR_UNSUPPORTED, "kv q8_0 needs attention heads of a multiple of 32 values, these have %d\nhint: use kv f16",
-                           dim % 32 ? dim : v_dim);
+        if (kv_quantized(p->kv_type) && (dim % 32 || v_dim % 32))
+            return err_set(err, PYLLM_ERR_UNSUPPORTED, "kv %s needs attention heads of a multiple of 32 values, these have %d\nhint: use kv f16",
+                           p->kv_type == KV_Q8_0 ? "q8_0" : "q4_0", dim % 32 ? dim : v_dim);
+        if (p->kv_type == KV_Q4_0 && attn_v_is_k(s) && rotate_span(dim) != rotate_span(v_dim))
+            return err_set(err, PYLLM_ERR_UNSUPPORTED, "kv q4_0 cannot read values of %d out of keys of %d\nhint: use kv q8_0", v_dim, dim);
         while (g < *n_groups && groups[g].window != window) g++;
         if (g == *n_groups) {
             groups[g] = (kv_group){.window = window};

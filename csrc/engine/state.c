@@ -19,21 +19,22 @@ typedef struct header {
    earlier sequence left there is nobody's business. */
 static void clear_k(int type, int dim, uint8_t *k, int from) {
     size_t elem = type == KV_F32 ? 4 : 2, tail = (size_t)(PAGE - from);
-    for (int i = 0; i < dim && type != KV_Q8_0; i++) memset(k + (size_t)(i * PAGE + from) * elem, 0, tail * elem);
-    for (int b = 0; b < dim / 32 && type == KV_Q8_0; b++, k += 2 * PAGE + 32 * PAGE) {
+    for (int i = 0; i < dim && !kv_quantized(type); i++) memset(k + (size_t)(i * PAGE + from) * elem, 0, tail * elem);
+    for (int b = 0; b < dim / 32 && kv_quantized(type); b++, k += kv_page_bytes(type, 32)) {
         memset(k + 2 * from, 0, 2 * tail);
-        for (int i = 0; i < 8; i++) memset(k + 2 * PAGE + (i * PAGE + from) * 4, 0, 4 * tail);
+        for (int i = 0; i < (type == KV_Q8_0 ? 8 : 4); i++) memset(k + 2 * PAGE + (i * PAGE + from) * 4, 0, 4 * tail);
     }
 }
 
 static void clear_v(int type, int dim, uint8_t *v, int from) {
     size_t elem = type == KV_F32 ? 4 : 2, tail = (size_t)(PAGE - from);
-    if (type != KV_Q8_0) {
+    int bytes = type == KV_Q8_0 ? dim : dim / 2;        /* of a token's codes */
+    if (!kv_quantized(type)) {
         memset(v + (size_t)(from * dim) * elem, 0, tail * (size_t)dim * elem);
         return;
     }
     memset(v + (size_t)(from * dim / 32) * 2, 0, tail * (size_t)(dim / 32) * 2);
-    memset(v + (size_t)(PAGE * dim / 32) * 2 + (size_t)(from * dim), 0, tail * (size_t)dim);
+    memset(v + (size_t)(PAGE * dim / 32) * 2 + (size_t)(from * bytes), 0, tail * (size_t)bytes);
 }
 
 void kv_clear_page(const pyllm_engine *e, int32_t group, uint8_t *page, int from) {

@@ -1,11 +1,12 @@
-/* KV pages and attention for one level: include a simd_*.h first. docs/numerics.md fixes the order of operations. With ONLY_Q8_0, for a level that differs
- * from the one below in integer dot products alone, just the kernels that have some.
+/* KV pages and attention for one level: include a simd_*.h first. docs/numerics.md fixes the order of operations. With ONLY_QUANTIZED, for a level that
+ * differs from the one below in integer dot products alone, just the kernels that have some.
  *
  * A chunk's scores for all queries go to the scratch first, [query][256]; then maximum, exponentials and sum a query; then the values. Queries are
  * taken QT at a time so that each key and value is loaded and widened once for QT of them. */
 #include "../formats/formats.h"
 #include "dots.h"
 #include "init.h"
+#include "rotate.h"
 
 #include <string.h>
 
@@ -16,8 +17,8 @@ enum { TILE_REGS = ROWS == 8 ? 12 : 24 };   /* registers for its sums: of 16 wit
 
 typedef struct work {
     float *s;                               /* [ATTN_MAX][CHUNK] scores, then probabilities */
-    float *pd;                              /* [QT][CHUNK] probabilities times value scales (q8_0) */
-    int8_t *q;                              /* [ATTN_MAX][dim] quantized queries (q8_0) */
+    float *pd;                              /* [QT][CHUNK] probabilities times value scales (quantized values) */
+    int8_t *q;                              /* [ATTN_MAX][dim] quantized queries (quantized keys) */
     float *qt;                              /* [dim][QT] queries of a tile (f32, f16), in the same place */
     float *qd;                              /* [ATTN_MAX][dim/32] */
     int16_t *qsum;                          /* [ATTN_MAX][dim/32] */
@@ -35,19 +36,23 @@ INLINE work carve(const attn_args *a) {
 
 INLINE const float *query(const attn_args *a, int s) { return a->q + s / a->group * a->ldq + s % a->group * a->dim; }
 
-static void quantize_queries(const attn_args *a, const work *w) {
+static void quantize_queries(int type, const attn_args *a, const work *w) {
     int blocks = a->dim / 32;
-    for (int s = 0; s < a->rows * a->group; s++)
+    for (int s = 0; s < a->rows * a->group; s++) {
+        float *x = w->s;                    /* free until the scores */
+        memcpy(x, query(a, s), (size_t)a->dim * sizeof *x);
+        if (type == KV_Q4_0) rotate(x, a->dim);
         for (int b = 0; b < blocks; b++) {
             int16_t sum16[2];
-            w->qd[s * blocks + b] = quantize_block(query(a, s) + 32 * b, 32, w->q + (int64_t)s * a->dim + 32 * b, sum16);
+            w->qd[s * blocks + b] = quantize_block(x + 32 * b, 32, w->q + (int64_t)s * a->dim + 32 * b, sum16);
             w->qsum[s * blocks + b] = (int16_t)(sum16[0] + sum16[1]);
         }
+    }
 }
 
 /* ---- storing ------------------------------------------------------------------------------------------------------------------ */
 
-#ifndef ONLY_Q8_0
+#ifndef ONLY_QUANTIZED
 static void NAME(kv_store_k_f32)(const float *x, int dim, uint8_t *page, int slot) {
     for (int i = 0; i < dim; i++) ((float *)page)[i * PAGE + slot] = x[i];
 }
@@ -82,6 +87,49 @@ static void NAME(kv_store_v_q8_0)(const float *x, int dim, uint8_t *page, int sl
     for (int b = 0; b < blocks; b++)
         ((uint16_t *)page)[slot * blocks + b] =
             f32_to_f16(quantize_block(x + 32 * b, 32, (int8_t *)page + PAGE * 2 * blocks + slot * dim + 32 * b, sum16));
+}
+
+/* 32 values to 4 bits: 16 bytes with the halves of a block in their halves. Returns d. */
+INLINE float quantize_block4(const float *x, uint8_t *q) {
+    vi top = vi_set1(0);
+    for (int i = 0; i < 32; i += ROWS) top = vi_max(top, vi_and(vi_load(x + i), vi_set1(0x7fffffff)));
+    uint32_t bits = (uint32_t)vi_max_lanes(top);
+    float most = bits_f32(bits);
+    if (bits >= 0x7f800000u || most < 1e-30f) {
+        memset(q, 0x88, 16);
+        return bits >= 0x7f800000u ? bits_f32(0x7fc00000u) : 0;
+    }
+    int positive = 0;
+    for (int i = 0; i < 32; i++) positive |= x[i] == most;
+    most = positive ? most : -most;
+    vf inv = vf_set1(-8.0f / most), magic = vf_set1(12582912.0f);
+    int8_t codes[32];
+    for (int i = 0; i < 32; i += ROWS)      /* -8 to 8, as 9 to -7: a minimum is a maximum of the opposite */
+        vi_store_i8(codes + i, vi_max(vi_sub(vi_set1(0), vi_from_vf(vf_sub(vf_add(vf_mul(vf_load(x + i), inv), magic), magic))), vi_set1(-7)));
+    for (int i = 0; i < 16; i++) q[i] = (uint8_t)((8 - codes[i]) | (8 - codes[16 + i]) << 4);
+    return most / -8.0f;
+}
+INLINE const float *rotated(const float *x, int dim, float *r) {
+    memcpy(r, x, (size_t)dim * sizeof *x);
+    rotate(r, dim);
+    return r;
+}
+static void NAME(kv_store_k_q4_0)(const float *x, int dim, uint8_t *page, int slot) {
+    float r[1024];
+    uint8_t q[16];
+    x = rotated(x, dim, r);
+    for (int b = 0; b < dim / 32; b++) {
+        uint8_t *p = page + b * (PAGE * 2 + PAGE * 16);
+        ((uint16_t *)p)[slot] = f32_to_f16(quantize_block4(x + 32 * b, q));
+        for (int i = 0; i < 4; i++) memcpy(p + PAGE * 2 + (i * PAGE + slot) * 4, q + 4 * i, 4);
+    }
+}
+static void NAME(kv_store_v_q4_0)(const float *x, int dim, uint8_t *page, int slot) {
+    float r[1024];
+    int blocks = dim / 32;
+    x = rotated(x, dim, r);
+    for (int b = 0; b < blocks; b++)
+        ((uint16_t *)page)[slot * blocks + b] = f32_to_f16(quantize_block4(x + 32 * b, page + PAGE * 2 * blocks + slot * dim / 2 + 16 * b));
 }
 
 /* ---- scores --------------------------------------------------------------------------------------------------------------------- */
@@ -130,23 +178,36 @@ INLINE void scores_float(int type, const attn_args *a, const work *w, int n, int
         for (int p = 0; p < pages; p++) fx_store(out + i * CHUNK + p * PAGE, fx_mul(acc[i][p], fx_set1(a->scale)));
 }
 
-INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, int pages, int first, float *out) {
+/* 32 dims of the keys of ROWS tokens, at a block's codes: 4 dims a lane. */
+INLINE void load_keys(int type, const uint8_t *codes, vi *key) {
+    if (type == KV_Q8_0)
+        for (int j = 0; j < 8; j++) key[j] = vi_signed(vi_load(codes + j * 64));
+    else
+        for (int j = 0; j < 4; j++) {
+            vi v = vi_load(codes + j * 64);
+            key[j] = vi_and(v, vi_set1(0x0f0f0f0f));
+            key[j + 4] = vi_high4(v);
+        }
+}
+
+INLINE void scores_quantized(int type, const attn_args *a, const work *w, int s0, int n, int pages, int first, float *out) {
     const uint8_t *const *page = a->k_pages + first, *const *next = a->v_pages + first;
     int blocks = a->dim / 32;
-    size_t step = fetch_step(kv_page_bytes(KV_Q8_0, a->v_dim), (size_t)blocks);
+    size_t step = fetch_step(kv_page_bytes(type, a->v_dim), (size_t)blocks), block_bytes = kv_page_bytes(type, 32);
     for (int p = 0; p < pages; p++) {
         fx acc[QT];
         for (int i = 0; i < n; i++) acc[i] = fx_set1(0);
         for (int b = 0; b < blocks; b++) {
-            const uint8_t *k = page[p] + b * (PAGE * 2 + PAGE * 32);
+            const uint8_t *k = page[p] + (size_t)b * block_bytes;
             fetch(next[p], step, (size_t)b);
             EACH {
                 vf d = vf_f16(k + 2 * i_ * ROWS);
                 vi key[8];
-                for (int j = 0; j < 8; j++) key[j] = vi_signed(vi_load(k + PAGE * 2 + j * 64 + i_ * ROWS * 4));
+                load_keys(type, k + PAGE * 2 + i_ * ROWS * 4, key);
                 for (int i = 0; i < n; i++) {
                     const int8_t *q = w->q + (int64_t)(s0 + i) * a->dim + 32 * b;
-                    vi dot = dots(vi_set1(signed_start(w->qsum[(s0 + i) * blocks + b])), key, q, 8, 1, 1);
+                    int32_t sum = w->qsum[(s0 + i) * blocks + b];
+                    vi dot = type == KV_Q8_0 ? dots(vi_set1(signed_start(sum)), key, q, 8, 1, 1) : dots(vi_set1(-8 * sum), key, q, 8, 8, 0);
                     acc[i].v[i_] = vf_fma(vf_from_vi(dot), vf_mul(d, vf_set1(w->qd[(s0 + i) * blocks + b])), acc[i].v[i_]);
                 }
             }
@@ -157,7 +218,7 @@ INLINE void scores_q8(const attn_args *a, const work *w, int s0, int n, int page
 
 INLINE void scores(int type, const attn_args *a, const work *w, int s0, int n, int pages, int page) {
     float *out = w->s + (int64_t)s0 * CHUNK + page * PAGE;
-    if (type == KV_Q8_0) scores_q8(a, w, s0, n, pages, page, out);
+    if (kv_quantized(type)) scores_quantized(type, a, w, s0, n, pages, page, out);
     else scores_float(type, a, w, n, pages, page, out);
 }
 
@@ -186,11 +247,21 @@ INLINE void softmax(const attn_args *a, int lo, int hi, float *s, float *m, floa
 
 INLINE int spans_of(int n) { return n * NV * 2 > TILE_REGS ? 1 : n * NV * 4 > TILE_REGS ? 2 : 4; }
 
+/* 16 codes of 4 bits less 8, in the low or the high halves of 16 bytes. */
+INLINE fx fx_i4(const void *p, int high) {
+    fx r;
+    EACH {
+        vi v = vi_u8((const uint8_t *)p + i_ * ROWS);
+        r.v[i_] = vf_from_vi(vi_sub(high ? vi_shr(v, 4) : vi_and(v, vi_set1(15)), vi_set1(8)));
+    }
+    return r;
+}
 INLINE fx load_value(int type, const attn_args *a, const uint8_t *page, int slot, int d) {
     int at = slot * a->v_dim + d;
     if (type == KV_F32) return fx_load((const float *)page + at);
     if (type == KV_F16) return fx_f16((const uint16_t *)page + at);
-    return fx_i8(page + PAGE * 2 * (a->v_dim / 32) + at);
+    const uint8_t *codes = page + PAGE * 2 * (a->v_dim / 32);
+    return type == KV_Q8_0 ? fx_i8(codes + at) : fx_i4(codes + slot * a->v_dim / 2 + d / 32 * 16, d / 16 % 2);
 }
 
 /* o[n][spans*16], v_dim floats apart, goes on over positions [from, to), ascending: one load of V serves all queries. p: probabilities,
@@ -255,11 +326,11 @@ INLINE void values(int type, const attn_args *a, const work *w, int s0, int n, i
         v.from = v.lo[i] > v.from ? v.lo[i] : v.from;
         v.to = v.hi[i] < v.to ? v.hi[i] : v.to;
     }
-    const float *p = type == KV_Q8_0 ? w->pd : w->s + (int64_t)s0 * CHUNK;
+    const float *p = kv_quantized(type) ? w->pd : w->s + (int64_t)s0 * CHUNK;
     int spans = spans_of(n), d = 0;
-    if (type == KV_Q8_0 && spans > 2) spans = 2;        /* a block of 32 shares its scales */
+    if (kv_quantized(type) && spans > 2) spans = 2;     /* a block of 32 shares its scales */
     for (; d + 16 * spans <= a->v_dim; d += 16 * spans) {
-        if (type == KV_Q8_0 && d % 32 == 0) scale_probabilities(a, w, s0, n, d / 32, first, end);
+        if (kv_quantized(type) && d % 32 == 0) scale_probabilities(a, w, s0, n, d / 32, first, end);
         values_span(type, a, &v, p, s0, n, spans, d);
     }
     for (; d < a->v_dim; d += 16) values_span(type, a, &v, p, s0, n, 1, d);
@@ -275,7 +346,7 @@ INLINE void tile(int type, const attn_args *a, const work *w, int s0, int n) {
         high = a->hi[i] > high ? a->hi[i] : high;
     }
     int first = low / PAGE, end = (high + PAGE - 1) / PAGE;
-    if (type != KV_Q8_0) gather_queries(a, w, s0, n);
+    if (!kv_quantized(type)) gather_queries(a, w, s0, n);
     for (int page = first; page < end;) {
         int whole = page + pages <= end;        /* pages without a NULL among them: what lies between two rows' views may be absent */
         for (int p = 0; whole && p < pages; p++) whole = a->k_pages[page + p] != NULL;
@@ -303,6 +374,7 @@ INLINE void tile(int type, const attn_args *a, const work *w, int s0, int n) {
 #endif
 typedef void attn_tile_fn(const attn_args *a, const work *w, int s0);
 TILES_OF(Q8_0)
+TILES_OF(Q4_0)
 
 INLINE void attn_chunk(attn_tile_fn *const *tiles, const attn_args *a, const work *w) {
     int n = a->rows * a->group;
@@ -315,8 +387,14 @@ INLINE void attn_chunk(attn_tile_fn *const *tiles, const attn_args *a, const wor
 
 static void NAME(attn_chunk_q8_0)(const attn_args *a) {
     work w = carve(a);
-    quantize_queries(a, &w);
+    quantize_queries(KV_Q8_0, a, &w);
     attn_chunk(tiles_Q8_0, a, &w);
+}
+static void NAME(attn_chunk_q4_0)(const attn_args *a) {
+    work w = carve(a);
+    quantize_queries(KV_Q4_0, a, &w);
+    attn_chunk(tiles_Q4_0, a, &w);
+    for (int s = 0; s < a->rows * a->group; s++) rotate(a->o + (int64_t)s * a->v_dim, a->v_dim);
 }
 
 #define SET_KV(TYPE, type) \
@@ -324,8 +402,8 @@ static void NAME(attn_chunk_q8_0)(const attn_args *a) {
     KERNEL_LEVEL(k, kv_store_v[KV_##TYPE], "kv_store_v_" #type, kv_store_v_##type); \
     KERNEL_LEVEL(k, attn_chunk[KV_##TYPE], "attn_chunk_" #type, attn_chunk_##type);
 
-#ifdef ONLY_Q8_0
-void NAME(init_attn)(kernels *k) { SET_KV(Q8_0, q8_0) }
+#ifdef ONLY_QUANTIZED
+void NAME(init_attn)(kernels *k) { SET_KV(Q8_0, q8_0) SET_KV(Q4_0, q4_0) }
 #else
 TILES_OF(F32)
 TILES_OF(F16)
@@ -355,6 +433,7 @@ void NAME(init_attn)(kernels *k) {
     SET_KV(F32, f32)
     SET_KV(F16, f16)
     SET_KV(Q8_0, q8_0)
+    SET_KV(Q4_0, q4_0)
     KERNEL_LEVEL(k, attn_merge, "attn_merge", attn_merge);
     KERNEL_LEVEL(k, attn_finish, "attn_finish", attn_finish);
 }

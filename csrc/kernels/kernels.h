@@ -96,10 +96,13 @@ typedef void delta_fn(float *s, int n, int p, const float *q, const float *k, co
 /* ---- KV pages and attention -----------------------------------------------------------------------------------------
  * One page of one layer and kv head holds PAGE tokens. K: token is the lane. f32/f16: element [dim][16]. q8_0: for each block of 32
  * dims f16 d[16], then int8 [8][16][4] (dims in fours). V: dim is the lane. f32/f16: element [16][dim]. q8_0: f16 d[16][dim/32],
- * then int8 [16][dim]. dim is a multiple of 16 (q8_0: of 32). */
-enum kv_type { KV_F32 = 0, KV_F16 = 1, KV_Q8_0 = 2, KV_TYPES = 3 };
+ * then int8 [16][dim]. q4_0 has what rotate.h makes of a head, its codes plus 8 in 4 bits: K for each block f16 d[16], then bytes [4][16][4] with dims 0..15 in the
+ * low halves and 16..31 in the high ones, V f16 d[16][dim/32], then bytes [16][dim/32][16] with the same halves. dim is a multiple of 16 (q8_0, q4_0: of 32). */
+enum kv_type { KV_F32 = 0, KV_F16 = 1, KV_Q8_0 = 2, KV_Q4_0 = 3, KV_TYPES = 4 };
+static inline int kv_quantized(int type) { return type >= KV_Q8_0; }
 static inline size_t kv_page_bytes(int type, int dim) {      /* of K or of V, one page, one kv head */
-    return type == KV_F32 ? (size_t)PAGE * dim * 4 : type == KV_F16 ? (size_t)PAGE * dim * 2 : (size_t)PAGE * (dim + dim / 16);
+    size_t bits = type == KV_F32 ? 32 : type == KV_F16 ? 16 : type == KV_Q8_0 ? 8 : 4;
+    return (size_t)PAGE * (dim * bits / 8 + (kv_quantized(type) ? dim / 16 : 0));
 }
 /* Stores one token's vector [dim] in slot 0..15 of a page. */
 typedef void kv_store_fn(const float *x, int dim, uint8_t *page, int slot);

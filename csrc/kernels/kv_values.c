@@ -49,9 +49,9 @@ static void turn16(const uint8_t *src, int n, uint8_t *dst, size_t ld) {
 void kv_values_of_keys(int type, int v_dim, const uint8_t *k_page, uint8_t *v_page) {
     if (type == KV_F32) turn32(k_page, v_dim, v_page, (size_t)v_dim * 4);
     if (type == KV_F16) turn16(k_page, v_dim, v_page, (size_t)v_dim * 2);
-    int blocks = v_dim / 32;
-    for (int b = 0; type == KV_Q8_0 && b < blocks; b++, k_page += PAGE * 2 + PAGE * 32) {
+    int blocks = v_dim / 32, bytes = type == KV_Q8_0 ? 32 : 16;        /* of a token's codes in a block, turned four at a time */
+    for (int b = 0; kv_quantized(type) && b < blocks; b++, k_page += PAGE * (2 + bytes)) {
         for (int t = 0; t < PAGE; t++) memcpy(v_page + (size_t)(t * blocks + b) * 2, k_page + 2 * t, 2);
-        turn32(k_page + PAGE * 2, 8, v_page + (size_t)(PAGE * 2 * blocks + 32 * b), (size_t)v_dim);      /* four codes at a time */
+        turn32(k_page + PAGE * 2, bytes / 4, v_page + (size_t)(PAGE * 2 * blocks + bytes * b), (size_t)(bytes * blocks));
     }
 }

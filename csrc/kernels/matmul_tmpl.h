@@ -71,12 +71,12 @@ INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit 
 /* ---- super-blocks of 256 ------------------------------------------------------------------------------------------------ */
 
 #ifdef DOTS_BY
-/* isum plus the products of sub-block s with M rows times its sub-scale or its two, without the zero point. sc: of by_pairs. The rows go side by side, so that
+/* isum plus the products of sub-block s with M rows times its sub-scale or its two, without the zero point. sc: of by_pairs, NULL = all 1. The rows go side by side, so that
    one vector of codes serves them all before the next one is needed. */
 INLINE void add_scaled(const format *f, vi *isum, const vi *q, const act_unit *x, int M, int64_t s, const vi *sc) {
     int n = f->sub / 4, run = f->run * RUN < n ? f->run * RUN : n;
     for (int j = 0; j < 8; j += run) {
-        vi sum[COLS], by = sc[8 / n * s + j / n];
+        vi sum[COLS], by = sc ? sc[8 / n * s + j / n] : vi_set1(0x10001);
         for (int i = j; i < j + run; i++)
 #pragma GCC unroll 8
             for (int c = 0; c < M; c++) {
@@ -108,7 +108,7 @@ INLINE void add_scaled(const format *f, vi *isum, const vi *q, const act_unit *x
         const int8_t *a = x[c].q + 32 * s;
         if (f->sub == 32) {
             vi dot = dot32(f, q, a, 0, 8, start_of(f, x[c].sum32[s]));
-            isum[c] = vi_add(isum[c], f->scales ? vi_mul(dot, sc[s]) : dot);
+            isum[c] = vi_add(isum[c], sc ? vi_mul(dot, sc[s]) : dot);
         } else {
             vi lo = dot32(f, q, a, 0, 4, start_of(f, x[c].sum16[2 * s])), hi = dot32(f, q, a, 4, 8, start_of(f, x[c].sum16[2 * s + 1]));
             isum[c] = vi_add(isum[c], vi_add(vi_mul(lo, sc[2 * s]), vi_mul(hi, sc[2 * s + 1])));
@@ -153,7 +153,7 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
                     for (int e = 0; e < E; e++) {
                         vi q[8];
                         f->load(p + 4 * e * ROWS, part, i, q);
-add_scaled(f, isum[e], q, a, M, s, sc[e]);
+add_scaled(f, isum[e], q, a, M, s, f->scales ? sc[e] : NULL);
                     }
                 }
             }

@@ -26,7 +26,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def add_kv(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kv", choices=("f16", "f32", "q8_0"), default="f16", help="type of the KV cache (default: f16)")
+    parser.add_argument("--kv", choices=("f16", "f32", "q8_0", "q4_0"), default="f16", help="type of the KV cache (default: f16)")
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

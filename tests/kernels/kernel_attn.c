@@ -5,11 +5,13 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *const kv_names[KV_TYPES] = {"f32", "f16", "q8_0"};
+static const char *const kv_names[KV_TYPES] = {"f32", "f16", "q8_0", "q4_0"};
 static const int dims[] = {16, 32, 48, 64, 96, 128, 256};
 enum { DIMS = sizeof dims / sizeof *dims, PAGES = CHUNK / PAGE };
 
-static int fits(int type, int dim) { return type != KV_Q8_0 || dim % 32 == 0; }
+/* Dims that q4_0 rotates together, of a multiple of 32. */
+static int span(int dim) { return dim % 64 ? 32 : 64; }
+static int fits(int type, int dim) { return !kv_quantized(type) || dim % 32 == 0; }
 
 static const char *slot_of(const char *kernel, int type) {
     static char slot[64];
@@ -31,9 +33,9 @@ static void store_case(int type, int is_v, int dim, int slot, int fill) {
         if (type == KV_F32) check_bytes("page", page, (int64_t)bytes);
         else {                  /* NaN as f16: one payload for all of them */
             uint16_t *h = (uint16_t *)page;
-            int64_t n = type == KV_F16 ? (int64_t)bytes / 2 : 0, block = 16 + 16 * 16;
+            int64_t n = type == KV_F16 ? (int64_t)bytes / 2 : 0, block = 16 + (type == KV_Q8_0 ? 256 : 128);
             for (int64_t i = 0; i < n; i++) h[i] = (h[i] & 0x7fff) > 0x7c00 ? 0x7e00 : h[i];
-            for (int64_t b = 0; type == KV_Q8_0 && b < dim / 32; b++)
+            for (int64_t b = 0; kv_quantized(type) && b < dim / 32; b++)
                 for (int i = 0; i < 16; i++) {
                     uint16_t *d = is_v ? h + b * 16 + i : h + b * block + i;
                     *d = (*d & 0x7fff) > 0x7c00 ? 0x7e00 : *d;
@@ -64,7 +66,7 @@ void test_kv_store(void) {
     for (int type = 0; type < KV_TYPES; type++)
         for (int i = 0; i < DIMS; i++)
             for (int j = 0; j <= i && fits(type, dims[i]); j++)
-                if (fits(type, dims[j])) values_case(type, dims[i], dims[j]);
+                if (fits(type, dims[j]) && (type != KV_Q4_0 || span(dims[i]) == span(dims[j]))) values_case(type, dims[i], dims[j]);
     for (int type = 0; type < KV_TYPES; type++)
         for (int i = 0; i < DIMS; i++)
             for (int slot = 0; slot < PAGE && fits(type, dims[i]); slot++)
@@ -228,34 +230,69 @@ void test_attention(void) {
 
 static const double U = 0x1p-24;        /* half a unit in the last place of f32, relative */
 
-/* Value i of the token in a slot, as kernels.h lays pages out. */
+/* rotate.h in double. */
+static void turn(int type, double *x, int dim) {
+    int n = span(dim);
+    for (int h = 1; h < n && type == KV_Q4_0; h *= 2)
+        for (int i = 0; i < dim; i++)
+            if (!(i & h)) {
+                double a = x[i], b = x[i + h];
+                x[i] = a + b, x[i + h] = a - b;
+            }
+    for (int i = 0; i < dim && type == KV_Q4_0; i++) x[i] /= sqrt((double)n);
+}
+
+/* How far rotate may be from that in any place, x what it is given: log2 n additions, a product and 1/sqrt(n) rounded once. */
+static double turn_error(int type, const double *x, int dim) {
+    int n = span(dim);
+    double most = 0;
+    for (int i = 0; i < dim && type == KV_Q4_0; i += n) {
+        double sum = 0;
+        for (int j = i; j < i + n; j++) sum += fabs(x[j]);
+        most = fmax(most, sum);
+    }
+    return (log2((double)n) + 2) * U * most / sqrt((double)n);
+}
+
+/* Value i of the token in a slot, as kernels.h lays pages out; q4_0's are rotated. */
 static double page_value(int type, int is_v, int dim, const uint8_t *page, int slot, int i) {
     int at = is_v ? slot * dim + i : i * PAGE + slot;
     if (type == KV_F32) return f32_from_bits(load_u32(page + 4 * at));
     if (type == KV_F16) return f16_to_f32(load_u16(page + 2 * at));
+    if (type == KV_Q4_0) {
+        const uint8_t *block = is_v ? page + 2 * (slot * (dim / 32) + i / 32) : page + i / 32 * (32 + 256) + 2 * slot;
+        uint8_t byte = is_v ? page[dim + slot * dim / 2 + i / 32 * 16 + i % 16] : page[i / 32 * (32 + 256) + 32 + (i % 16 / 4 * PAGE + slot) * 4 + i % 4];
+        return (double)f16_to_f32(load_u16(block)) * ((i % 32 < 16 ? byte & 15 : byte >> 4) - 8);
+    }
     const uint8_t *block = page + i / 32 * (32 + 512);
     return is_v ? (double)f16_to_f32(load_u16(page + 2 * (slot * (dim / 32) + i / 32))) * (int8_t)page[dim + at]
                 : (double)f16_to_f32(load_u16(block + 2 * slot)) * (int8_t)block[32 + (i % 32 / 4 * PAGE + slot) * 4 + i % 4];
 }
 
-static double largest(const float *x, int n) {
+static double largest(const double *x, int n) {
     double most = 0;
-    for (int i = 0; i < n; i++) most = fmax(most, fabs((double)x[i]));
+    for (int i = 0; i < n; i++) most = fmax(most, fabs(x[i]));
     return most;
 }
 
-/* f16 is within 2^-11 of a normal value. q8_0 is within half a code, with 127 roundings of the scale to f16 on top. */
+/* f16 is within 2^-11 of a normal value. q8_0 is within half a code, with 127 roundings of the scale to f16 on top; q4_0 within a code, as the largest one is
+   cut, with 8 roundings. */
 static void store_exact(int type, int is_v, int dim) {
     float *x = scratch(0, (size_t)dim * sizeof *x);
+    double want[256], off;
     fill_floats(x, dim, FILL_NORMAL);
+    for (int i = 0; i < dim; i++) want[i] = (double)x[i];
+    off = turn_error(type, want, dim);
+    turn(type, want, dim);
     for (case_begin(slot_of(is_v ? "kv_store_v" : "kv_store_k", type), "in double, dim=%d", dim); run_ref();) {
         int slot = rnd_below(PAGE);
         uint8_t *page = guard_out(kv_page_bytes(type, dim));
         (is_v ? run.k->kv_store_v : run.k->kv_store_k)[type](x, dim, page, slot);
         for (int i = 0; i < dim; i++) {
-            double got = page_value(type, is_v, dim, page, slot, i), d = type == KV_Q8_0 ? largest(x + i / 32 * 32, 32) / 127 : 0;
-            double bound = type == KV_F32 ? 0 : type == KV_F16 ? fmax(fabs((double)x[i]) * 0x1p-11, 0x1p-25) : d * (0.5 + 0x1p-15 + 127 * 0x1p-11);
-            check(fabs(got - x[i]) <= bound, "value %d is %a, stored as %a", i, (double)x[i], got);
+            double got = page_value(type, is_v, dim, page, slot, i), amax = largest(want + i / 32 * 32, 32) + off;
+            double bound = type == KV_F32 ? 0 : type == KV_F16 ? fmax(fabs(want[i]) * 0x1p-11, 0x1p-25)
+                         : type == KV_Q8_0 ? amax / 127 * (0.5 + 0x1p-15 + 127 * 0x1p-11) : amax / 8 * (1 + 0x1p-15 + 8 * 0x1p-11) + off;
+            check(fabs(got - want[i]) <= bound, "value %d is %a, stored as %a", i, want[i], got);
         }
     }
 }
@@ -266,18 +303,21 @@ static void store_exact(int type, int is_v, int dim) {
  * by a code, which is at most 0.5 + 2^-15 codes off, and a code is 1/127 of the block's largest. Soft capping does not enlarge an error and adds
  * 10 U of the cap. A probability's exponent is off by twice the largest error of a score (the maximum has one too) and one rounding of at most
  * 87 (below, it is 0 and the exact value less than 2^-125); exp adds 2 U. Numerator and denominator add up to 257 roundings each, q8_0 one more
- * for the value's scale; the final product and the reciprocal two. */
+ * for the value's scale; the final product and the reciprocal two. q4_0: all that in the rotated space, where a query is off by its rotation, too; the result is turned
+ * back, with the magnitudes of all dims that it is made of and its own error. */
 static void exact_query(const chunk *c, int row, int head, double *mean, double *magnitude, double *error) {
     const attn_args *a = &c->a;
-    const float *q = a->q + row * a->ldq + head * a->dim;
-    double s[CHUNK], top = -INFINITY, worst = 0, total = 0;
+    double s[CHUNK], q[256], top = -INFINITY, worst = 0, total = 0, turned;
+    for (int i = 0; i < a->dim; i++) q[i] = (double)a->q[row * a->ldq + head * a->dim + i];
+    turned = turn_error(c->type, q, a->dim);
+    turn(c->type, q, a->dim);
     for (int t = c->lo[row]; t < c->hi[row]; t++) {
         double dot = 0, size = 0, codes = 0;
         for (int i = 0; i < a->dim; i++) {
             double k = page_value(c->type, 0, a->dim, c->k[t / PAGE], t % PAGE, i);
             dot += q[i] * k;
             size += fabs(q[i] * k);
-            if (c->type == KV_Q8_0) codes += largest(q + i / 32 * 32, 32) / 127 * (0.5 + 0x1p-15) * fabs(k);
+            if (kv_quantized(c->type)) codes += (turned + (largest(q + i / 32 * 32, 32) + turned) / 127 * (0.5 + 0x1p-15)) * fabs(k);
         }
         double off = a->scale * ((a->dim + 2) * U * (size + codes) + codes);
         s[t] = a->softcap != 0 ? a->softcap * tanh(dot * a->scale / a->softcap) : dot * a->scale;
@@ -295,7 +335,14 @@ static void exact_query(const chunk *c, int row, int head, double *mean, double 
         }
     }
     for (int i = 0; i < a->v_dim; i++) mean[i] /= total, magnitude[i] /= total;
-    *error = expm1(2 * (2 * worst + 87 * U + 2 * U) + (2 * 257 + 3) * U);        /* of numerator and denominator together */
+    int n = span(a->v_dim);
+    for (int i = 0; i < a->v_dim && c->type == KV_Q4_0; i += n) {
+        double sum = 0;
+        for (int j = i; j < i + n; j++) sum += magnitude[j];
+        for (int j = i; j < i + n; j++) magnitude[j] = sum / sqrt((double)n);
+    }
+    turn(c->type, mean, a->v_dim);
+    *error = (c->type == KV_Q4_0 ? (log2((double)n) + 2) * U : 0) + expm1(2 * (2 * worst + 87 * U + 2 * U) + (2 * 257 + 3) * U);        /* of numerator and denominator together */
 }
 
 static void chunk_exact(int type, int dim, int view, float spread, float softcap) {

@@ -94,7 +94,7 @@ static void bench_vectors(const kernels *k) {
 }
 
 static void bench_attention(const kernels *k) {
-    static const char *const names[KV_TYPES] = {"f32", "f16", "q8_0"};
+    static const char *const names[KV_TYPES] = {"f32", "f16", "q8_0", "q4_0"};
     enum { DIM = 128, HEADS = 8 };
     static const int16_t lo = 0, hi = CHUNK;
     float *q = scratch(2, HEADS * DIM * sizeof *q), *out = scratch(4, (HEADS * DIM + 2 * ATTN_MAX) * sizeof *out);

@@ -102,10 +102,10 @@ def run(model: Model, chunk: int = 128, kv: str = "f16", **options: Any) -> str:
     return total.hex()
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0", "q4_0"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_levels(model: Model, level: str, kv: str) -> None:
-    if kv == "q8_0" and "dim=16" in model.tape:
+    if kv in ("q8_0", "q4_0") and "dim=16" in model.tape:
         kv = "f16"      # blocks of 32 need heads of 32
     assert run(model, level=level, kv=kv) == model.checksum(kv)
 
@@ -152,10 +152,10 @@ def test_neighbours(model: Model, others: int) -> None:
     assert total.hex() == model.checksum()
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0", "q4_0"])
 def test_save_and_restore(model: Model, kv: str) -> None:
     """Into another engine, in the middle of a page and of the wanted rows; and back after a cut."""
-    if kv == "q8_0" and "dim=16" in model.tape:
+    if kv in ("q8_0", "q4_0") and "dim=16" in model.tape:
         kv = "f32"
     engine, other, total = model.engine(kv=kv), model.engine(kv=kv, threads=1, level=LEVELS[0] if "tiny" in model.name else BEST), Sum()
     try:

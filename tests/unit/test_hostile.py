@@ -77,7 +77,7 @@ def test_threads(path: Path, value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["x", "", "F16", "f16\0", None, 5, b"f16", [], "\ud800"])
 def test_kv(path: Path, value: Any) -> None:
-    refuses(lambda: pyllm.LLM(path, kv=value), "kv type", "f32, f16, q8_0")
+    refuses(lambda: pyllm.LLM(path, kv=value), "kv type", "f32, f16, q8_0, q4_0")
 
 
 @pytest.mark.parametrize("value", ["x", "", "ref\0", 5, b"ref", [], "\ud800"])

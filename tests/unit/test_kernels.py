@@ -59,8 +59,8 @@ def test_levels_are_what_the_cpu_has() -> None:
 
 
 # Levels that differ from another in integer dot products alone: it has the kernels without any. smmla is for matmuls.
-INHERITS = {"avxvnni": ("avx2", r"matmul_\w+|quantize_act|dot_peak|(attn_chunk|kv_store_[kv])_q8_0"),
-            "dotprod": ("neon", r"matmul_\w+|quantize_act|dot_peak|(attn_chunk|kv_store_[kv])_q8_0"),
+INHERITS = {"avxvnni": ("avx2", r"matmul_\w+|quantize_act|dot_peak|(attn_chunk|kv_store_[kv])_q[84]_0"),
+            "dotprod": ("neon", r"matmul_\w+|quantize_act|dot_peak|(attn_chunk|kv_store_[kv])_q[84]_0"),
             "i8mm": ("dotprod", r"matmul_\w+|quantize_act|dot_peak"),
             "amx": ("avx512vnni", r"matmul_wide_\w+|dot_peak")}
 

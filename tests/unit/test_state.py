@@ -49,7 +49,7 @@ def logits(e: Engine, seq: int, tokens: list[int]) -> np.ndarray:
     return e.logits[:n].copy()
 
 
-@pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("kv", ["f32", "f16", "q8_0", "q4_0"])
 def test_every_wrong_byte_is_refused(path: Path, kv: str) -> None:
     """Every byte of a state with its lowest bit flipped and with all bits flipped; meanwhile the sequence that was to be replaced stays."""
     e = engine(path, kv)
@@ -127,7 +127,7 @@ def test_one_byte_makes_another_model(path: Path, running: Engine, tmp_path: Pat
     other.close()
 
 
-@pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("kv", ["f32", "f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("n", [1, 5, 21])
 def test_a_state_holds_nothing_of_other_sequences(path: Path, kv: str, n: int) -> None:
     """Pages change hands uncleared; what is saved is the same as from a fresh engine, and goes on the same."""

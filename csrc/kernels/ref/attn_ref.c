@@ -1,6 +1,7 @@
 /* KV pages and attention chunks in plain C (kernels.h: layouts; docs/numerics.md: order of operations). */
 #include "../../base/math.h"
 #include "../init.h"
+#include "../rotate.h"
 
 #include <string.h>
 
@@ -21,6 +22,27 @@ static uint16_t quantize_kv(const float *x, int8_t *q) {
     float inv = 127.0f / amax;
     for (int i = 0; i < 32; i++) q[i] = (int8_t)round32(x[i] * inv);
     return f32_to_f16(amax / 127.0f);
+}
+
+/* 32 values to codes in 0..15, 8 for zero, with an f16 scale: the value of largest magnitude gets code 0, the positive one if both signs have it. */
+static uint16_t quantize_kv4(const float *x, uint8_t *q) {
+    float amax = 0;
+    int finite = 1, positive = 0;
+    for (int i = 0; i < 32; i++) {
+        float a = bits_f32(f32_to_bits(x[i]) & 0x7fffffffu);
+        finite &= f32_to_bits(a) < 0x7f800000u;
+        amax = a > amax ? a : amax;
+    }
+    memset(q, 8, 32);
+    if (!finite) return 0x7e00;
+    if (amax < 1e-30f) return 0;
+    for (int i = 0; i < 32; i++) positive |= x[i] == amax;
+    float most = positive ? amax : -amax, inv = -8.0f / most;
+    for (int i = 0; i < 32; i++) {
+        int32_t code = round32(x[i] * inv) + 8;
+        q[i] = (uint8_t)(code < 15 ? code : 15);
+    }
+    return f32_to_f16(most / -8.0f);
 }
 
 static void kv_store_k_f32_ref(const float *x, int dim, uint8_t *page, int slot) {
@@ -47,7 +69,30 @@ static void kv_store_v_q8_0_ref(const float *x, int dim, uint8_t *page, int slot
         ((uint16_t *)page)[slot * blocks + b] = quantize_kv(x + 32 * b, (int8_t *)page + PAGE * 2 * blocks + slot * dim + 32 * b);
 }
 
-/* Query as int8 per 32 values, for q8_0 keys: the activation rule of the matmuls. */
+static void kv_store_k_q4_0_ref(const float *x, int dim, uint8_t *page, int slot) {
+    float r[DIM_MAX];
+    uint8_t q[32];
+    memcpy(r, x, (size_t)dim * sizeof *x);
+    rotate(r, dim);
+    for (int b = 0; b < dim / 32; b++) {
+        uint8_t *p = page + b * (PAGE * 2 + PAGE * 16);
+        ((uint16_t *)p)[slot] = quantize_kv4(r + 32 * b, q);
+        for (int i = 0; i < 16; i++) p[PAGE * 2 + (i / 4 * PAGE + slot) * 4 + i % 4] = (uint8_t)(q[i] | q[16 + i] << 4);
+    }
+}
+static void kv_store_v_q4_0_ref(const float *x, int dim, uint8_t *page, int slot) {
+    float r[DIM_MAX];
+    uint8_t q[32];
+    int blocks = dim / 32;
+    memcpy(r, x, (size_t)dim * sizeof *x);
+    rotate(r, dim);
+    for (int b = 0; b < blocks; b++) {
+        ((uint16_t *)page)[slot * blocks + b] = quantize_kv4(r + 32 * b, q);
+        for (int i = 0; i < 16; i++) page[PAGE * 2 * blocks + slot * dim / 2 + 16 * b + i] = (uint8_t)(q[i] | q[16 + i] << 4);
+    }
+}
+
+/* Query as int8 per 32 values, for q8_0 and q4_0 keys: the activation rule of the matmuls. */
 typedef struct query { int8_t q[DIM_MAX]; float d[DIM_MAX / 32]; } query;
 
 static void quantize_query(const float *x, int dim, query *out) {
@@ -62,16 +107,20 @@ static void quantize_query(const float *x, int dim, query *out) {
     }
 }
 
+static int half_byte(uint8_t byte, int high) { return high ? byte >> 4 : byte & 15; }
+
 static float score(int type, const float *q, const query *qq, int dim, const uint8_t *page, int slot) {
     float s = 0;
     if (type == KV_F32)
         for (int i = 0; i < dim; i++) s = fma32(q[i], ((const float *)page)[i * PAGE + slot], s);
     if (type == KV_F16)
         for (int i = 0; i < dim; i++) s = fma32(q[i], f16_to_f32(((const uint16_t *)page)[i * PAGE + slot]), s);
-    for (int b = 0; type == KV_Q8_0 && b < dim / 32; b++) {
-        const uint8_t *p = page + b * (PAGE * 2 + PAGE * 32);
+    for (int b = 0; kv_quantized(type) && b < dim / 32; b++) {
+        const uint8_t *p = page + (size_t)b * kv_page_bytes(type, 32);
         int32_t dot = 0;
-        for (int i = 0; i < 32; i++) dot += qq->q[32 * b + i] * (int8_t)p[PAGE * 2 + (i / 4 * PAGE + slot) * 4 + i % 4];
+        for (int i = 0; i < 32; i++)
+            dot += qq->q[32 * b + i] * (type == KV_Q8_0 ? (int8_t)p[PAGE * 2 + (i / 4 * PAGE + slot) * 4 + i % 4]
+                                                        : half_byte(p[PAGE * 2 + (i % 16 / 4 * PAGE + slot) * 4 + i % 4], i / 16) - 8);
         s = fma32((float)dot, f16_to_f32(((const uint16_t *)p)[slot]) * qq->d[b], s);
     }
     return s;
@@ -82,9 +131,11 @@ static void add_value(int type, float p, int dim, const uint8_t *page, int slot,
     for (int i = 0; i < dim; i++) {
         if (type == KV_F32) o[i] = fma32(p, ((const float *)page)[slot * dim + i], o[i]);
         if (type == KV_F16) o[i] = fma32(p, f16_to_f32(((const uint16_t *)page)[slot * dim + i]), o[i]);
-        if (type == KV_Q8_0) {
+        if (kv_quantized(type)) {
             float pd = p * f16_to_f32(((const uint16_t *)page)[slot * blocks + i / 32]);
-            o[i] = fma32(pd, (float)(int8_t)page[PAGE * 2 * blocks + slot * dim + i], o[i]);
+            const uint8_t *codes = page + PAGE * 2 * blocks;
+            int code = type == KV_Q8_0 ? (int8_t)codes[slot * dim + i] : half_byte(codes[slot * dim / 2 + i / 32 * 16 + i % 16], i / 16 % 2) - 8;
+            o[i] = fma32(pd, (float)code, o[i]);
         }
     }
 }
@@ -101,8 +152,13 @@ static void attn_chunk(int type, const attn_args *a) {
         for (int h = 0; h < a->group; h++) {
             const float *q = a->q + i * a->ldq + h * a->dim;
             int state = i * a->group + h;
-            float s[CHUNK], l[16] = {0}, m = -__builtin_inff(), *o = a->o + (int64_t)state * a->v_dim;
-            if (type == KV_Q8_0) quantize_query(q, a->dim, &qq);
+            float s[CHUNK], l[16] = {0}, turned[DIM_MAX], m = -__builtin_inff(), *o = a->o + (int64_t)state * a->v_dim;
+            if (type == KV_Q4_0) {
+                memcpy(turned, q, (size_t)a->dim * sizeof *q);
+                rotate(turned, a->dim);
+                q = turned;
+            }
+            if (kv_quantized(type)) quantize_query(q, a->dim, &qq);
             for (int t = a->lo[i]; t < a->hi[i]; t++) {
                 s[t] = score(type, q, &qq, a->dim, a->k_pages[t / PAGE], t % PAGE) * a->scale;
                 if (a->softcap != 0) s[t] = a->softcap * tanh32(s[t] / a->softcap);
@@ -114,6 +170,7 @@ static void attn_chunk(int type, const attn_args *a) {
                 l[t % 16] = l[t % 16] + p;
                 add_value(type, p, a->v_dim, a->v_pages[t / PAGE], t % PAGE, o);
             }
+            if (type == KV_Q4_0) rotate(o, a->v_dim);
             a->m[state] = m + 0.0f;             /* one zero, whatever order found it */
             a->l[state] = tree_sum(l);
         }
@@ -122,6 +179,7 @@ static void attn_chunk(int type, const attn_args *a) {
 static void attn_chunk_f32_ref(const attn_args *a) { attn_chunk(KV_F32, a); }
 static void attn_chunk_f16_ref(const attn_args *a) { attn_chunk(KV_F16, a); }
 static void attn_chunk_q8_0_ref(const attn_args *a) { attn_chunk(KV_Q8_0, a); }
+static void attn_chunk_q4_0_ref(const attn_args *a) { attn_chunk(KV_Q4_0, a); }
 
 static void attn_merge_ref(float *m0, float *l0, float *o0, float m1, float l1, const float *o1, int dim) {
     float m = max32(*m0, m1), a = exp32(*m0 - m), b = exp32(m1 - m);
@@ -139,6 +197,7 @@ void init_attn_ref(kernels *k) {
     KERNEL_KV(k, F32, f32, ref);
     KERNEL_KV(k, F16, f16, ref);
     KERNEL_KV(k, Q8_0, q8_0, ref);
+    KERNEL_KV(k, Q4_0, q4_0, ref);
     KERNEL_SET(k, attn_merge, "attn_merge", attn_merge_ref);
     KERNEL_SET(k, attn_finish, "attn_finish", attn_finish_ref);
 }

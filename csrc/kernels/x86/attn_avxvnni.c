@@ -1,4 +1,4 @@
 #include "simd_avxvnni.h"
 
-#define ONLY_Q8_0
+#define ONLY_QUANTIZED
 #include "../attn_tmpl.h"
