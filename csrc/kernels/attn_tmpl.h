@@ -10,9 +10,7 @@
 
 #include <string.h>
 
-#ifndef QT
 #define QT COLS                             /* queries of a register tile, 4 or 8 */
-#endif
 enum { TILE_REGS = ROWS == 8 ? 12 : 24 };   /* registers for its sums: of 16 with AVX2, of 32 elsewhere */
 
 typedef struct work {

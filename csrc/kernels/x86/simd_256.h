@@ -5,9 +5,7 @@
 #include <stdint.h>
 
 enum { ROWS = 8 };                      /* lanes of a register */
-#ifndef COLS
 #define COLS 4                          /* activation rows of a register tile, 4 or 8 */
-#endif
 typedef __m256i vi;
 typedef __m256 vf;
 

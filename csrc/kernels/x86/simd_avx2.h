@@ -1,8 +1,6 @@
 /* The vector vocabulary of the kernel templates, AVX2: simd_256.h and 8-bit dot products by vpmaddubsw. */
 #ifndef PYLLM_SIMD_AVX2_H
 #define PYLLM_SIMD_AVX2_H
-#define COLS 8
-#define QT 4
 #include "simd_256.h"
 
 #define LEVEL avx2
