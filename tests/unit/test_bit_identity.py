@@ -102,11 +102,19 @@ def run(model: Model, chunk: int = 128, kv: str = "f16", **options: Any) -> str:
     return total.hex()
 
 
+def refused(model: Model, kv: str) -> str:
+    """Blocks of 32 need heads of 32; rotated keys of 96 hold no rotated values of 64. A type that such a model has all the same."""
+    assert (model.name, kv) in {("tiny-llama", "q8_0"), ("tiny-llama", "q4_0"), ("tiny-deepseek3", "q4_0")}
+    with pytest.raises(pyllm.Error, match=f"kv {kv}.*\n.*hint: use kv"):
+        model.engine(kv=kv)
+    return "f32"
+
+
 @pytest.mark.parametrize("kv", ["f16", "f32", "q8_0", "q4_0"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_levels(model: Model, level: str, kv: str) -> None:
-    if kv in ("q8_0", "q4_0") and "dim=16" in model.tape:
-        kv = "f16"      # blocks of 32 need heads of 32
+    if f"{model.name}/{kv}" not in CHECKSUMS:
+        kv = refused(model, kv)
     assert run(model, level=level, kv=kv) == model.checksum(kv)
 
 
@@ -155,8 +163,8 @@ def test_neighbours(model: Model, others: int) -> None:
 @pytest.mark.parametrize("kv", ["f16", "f32", "q8_0", "q4_0"])
 def test_save_and_restore(model: Model, kv: str) -> None:
     """Into another engine, in the middle of a page and of the wanted rows; and back after a cut."""
-    if kv in ("q8_0", "q4_0") and "dim=16" in model.tape:
-        kv = "f32"
+    if f"{model.name}/{kv}" not in CHECKSUMS:
+        kv = refused(model, kv)
     engine, other, total = model.engine(kv=kv), model.engine(kv=kv, threads=1, level=LEVELS[0] if "tiny" in model.name else BEST), Sum()
     try:
         tokens, seq = model.tokens(engine), engine.open_seq()
