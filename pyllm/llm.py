@@ -71,7 +71,7 @@ class LLM:
 
     spec: a GGUF file, a name of the catalogue, of LM Studio or Ollama, `user/repo[:QUANT]`, or None for the demo model. ctx: tokens of one
     conversation; None: what the model was trained for, or what fits in half of the free memory, whichever is less. threads: None = physical
-    cores. kv: type of the KV cache, "f16", "f32", "q8_0", "q4_0". level: CPU level, None = the best (or PYLLM_CPU). chat_template: Jinja source
+    cores. kv: of the KV cache, "f16", "f32", "q8_0", "q4_0". level: of the CPU, None = the best (or PYLLM_CPU). chat_template: Jinja source
     instead of the file's. backend: "cpu"; "metal", the GPU of an Apple computer, or UnsupportedModel with what it lacks; "auto", the GPU if
     it can run the model, else the CPU. adapters: LoRA adapters in GGUF files that are in force together: paths, or (path, scale).
     pack_cache: keep the packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the
