@@ -7,7 +7,7 @@ static void choose_one(void *ctx, int64_t item, int worker) {
     (void)worker;
     pyllm_choice *c = (pyllm_choice *)ctx + item;
     for (int32_t i = 0; i <= c->n_drafts; i++) {
-        pyllm_logprob *top = c->top ? c->top + (int64_t)i * (c->n_top + 1) : NULL;
+        pyllm_logprob *top = c->top ? c->top + (int64_t)i * ((int64_t)c->n_top + 1) : NULL;
         c->rc = sampler_sample(c->sampler, c->logits + (int64_t)i * c->n_logits, c->n_logits, i ? NULL : c->mask, c->position + i, &c->ids[i],
                                top, c->n_top, c->err);
         if (!c->rc) c->rc = sampler_accept(c->sampler, &c->ids[i], 1, c->err);

@@ -159,7 +159,8 @@ int engine_new(pyllm_model *m, const pyllm_engine_params *p, pyllm_engine **out,
 void engine_free(pyllm_engine *e) {
     if (!e) return;
     metal_engine_free(e->metal);
-    if (!e->borrowed) pool_free(e->pool);
+    if (e->owner) e->owner->lent--;
+    else pool_free(e->pool);
     for (int32_t g = 0; g < e->n_groups; g++) {
         mem_unmap(e->groups[g].pool, e->groups[g].page_bytes * (size_t)e->groups[g].n_pages);
         mem_free(e->groups[g].free_pages);
@@ -191,9 +192,14 @@ int engine_share(pyllm_engine *e, pyllm_engine *other, pyllm_error *err) {
     if (e == other || e->params.n_threads != other->params.n_threads)
         return err_set(err, PYLLM_ERR_ARG, "an engine of %d threads cannot use the workers of one of %d", e->params.n_threads,
                        other->params.n_threads);
-    if (!e->borrowed) pool_free(e->pool);
-    e->pool = other->pool;
-    e->borrowed = 1;
+    pyllm_engine *owner = other->owner ? other->owner : other;
+    if (e->pool == owner->pool) return 0;
+    if (e->lent) return err_set(err, PYLLM_ERR_ARG, "an engine whose workers %d others use keeps them", e->lent);
+    if (e->owner) e->owner->lent--;
+    else pool_free(e->pool);
+    e->owner = owner;
+    e->pool = owner->pool;
+    owner->lent++;
     return 0;
 }
 
@@ -294,7 +300,7 @@ int engine_step(pyllm_engine *e, int32_t n, const int32_t *tokens, const int32_t
     if (e->metal && !rc && cancelled(cancel)) rc = PYLLM_ERR_CANCELLED;
     for (int32_t i = e->first_step; i < e->last_step && !rc && !e->metal; i++) {
         const step *s = &e->m->t.steps[i];
-        if (!n_logits && e->plan.values[s->out[0]].late) break;
+        if (!n_logits && e->plan.values[s->out[0]].late) continue;
         if (e->observe && e->observe[i] && s->n_in) op_add_squares(&c, s, e->observe[i]);
         double start = e->profile ? now_s() : 0;
         rc = s->op->run(&c, s);

@@ -16,7 +16,8 @@ struct pyllm_engine {
     pyllm_model *m;
     pyllm_engine_params params;
     pool *pool;
-    int borrowed;               /* the pool is another engine's */
+    pyllm_engine *owner;        /* whose pool this is; NULL: its own */
+    int32_t lent;               /* engines that work with its pool */
     size_t l2_bytes;
     kv_layer *layers;           /* [n_layers] */
     kv_group *groups;           /* [n_groups] */

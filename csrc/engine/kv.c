@@ -54,6 +54,11 @@ int kv_layout(const tape *t, const pyllm_engine_params *p, kv_layer *layers, kv_
         groups[g].n_pages = (int32_t)n;
     }
     if (t->n_states) groups[(*n_groups)++] = layout_states(t, p, state_at);
+    for (int32_t g = 0; g < *n_groups; g++) {
+        size_t bytes;
+        if (__builtin_mul_overflow(groups[g].page_bytes, (size_t)groups[g].n_pages, &bytes) || bytes > (size_t)PTRDIFF_MAX / (size_t)*n_groups)
+            return err_set(err, PYLLM_ERR_UNSUPPORTED, "%d cache pages of %zu bytes are more than memory can be", groups[g].n_pages, groups[g].page_bytes);
+    }
     return 0;
 }
 

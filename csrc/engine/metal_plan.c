@@ -334,7 +334,7 @@ int metal_encode(const pyllm_engine *e, metal_plan *p, pyllm_error *err) {
     p->n_commands = 0;
     for (int32_t i = 0; i < e->m->t.n_steps; i++) {
         const step *s = n.s = &e->m->t.steps[i];
-        if (!p->shape.n_logits && e->plan.values[s->out[0]].late) break;
+        if (!p->shape.n_logits && e->plan.values[s->out[0]].late) continue;
         TRY(is_op(s, "linear") ? encode_linear(&n) : is_op(s, "gated") ? encode_gated(&n) : is_op(s, "embed") ? encode_embed(&n)
             : is_op(s, "angles") ? encode_angles(&n) : is_op(s, "norm") || is_op(s, "layernorm") ? encode_norm(&n)
             : is_op(s, "rope") ? encode_rope(&n) : is_op(s, "attn") ? encode_attn(&n) : encode_map(&n));

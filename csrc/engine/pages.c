@@ -20,8 +20,8 @@ static int check_pages(const pyllm_engine *e, const int32_t *pages, int64_t n, p
 
 int seq_pages(const pyllm_engine *e, int32_t id, int64_t first, int64_t n, int32_t *pages, pyllm_error *err) {
     const sequence *s = seq_find(e, id);
-    if (!s || first < 0 || n < 0 || first + n > (s->length + PAGE - 1) / PAGE)
-        return err_set(err, PYLLM_ERR_ARG, "sequence %d has no pages %lld to %lld", id, (long long)first, (long long)(first + n));
+    if (!s || first < 0 || n < 0 || n > (s->length + PAGE - 1) / PAGE || first > (s->length + PAGE - 1) / PAGE - n)
+        return err_set(err, PYLLM_ERR_ARG, "sequence %d has no %lld pages from %lld on", id, (long long)n, (long long)first);
     for (int32_t g = 0; g < e->n_groups; g++)
         for (int64_t i = 0; i < n; i++) pages[g * n + i] = first + i < s->freed[g] ? -1 : s->pages[g][first + i];
     return 0;
@@ -29,7 +29,7 @@ int seq_pages(const pyllm_engine *e, int32_t id, int64_t first, int64_t n, int32
 
 int seq_attach(pyllm_engine *e, int32_t id, int64_t length, const int32_t *pages, pyllm_error *err) {
     sequence *s = seq_find(e, id);
-    int64_t n = (length + PAGE - 1) / PAGE;
+    int64_t n = length / PAGE + (length % PAGE > 0);
     if (!s || s->length || length < 0 || n > e->max_pages)
         return err_set(err, PYLLM_ERR_ARG, "sequence %d cannot begin with %lld tokens of other pages", id, (long long)length);
     TRY(check_pages(e, pages, n, err));
@@ -58,8 +58,8 @@ int seq_attach(pyllm_engine *e, int32_t id, int64_t length, const int32_t *pages
 
 int seq_adopt(pyllm_engine *e, int32_t id, int64_t first, int64_t n, const int32_t *pages, pyllm_error *err) {
     sequence *s = seq_find(e, id);
-    if (!s || first < 0 || n < 0 || (first + n) * PAGE > s->length)
-        return err_set(err, PYLLM_ERR_ARG, "sequence %d has no full pages %lld to %lld", id, (long long)first, (long long)(first + n));
+    if (!s || first < 0 || n < 0 || n > s->length / PAGE || first > s->length / PAGE - n)
+        return err_set(err, PYLLM_ERR_ARG, "sequence %d has no %lld full pages from %lld on", id, (long long)n, (long long)first);
     TRY(check_pages(e, pages, n, err));
     for (int32_t g = 0; g < e->n_groups; g++)
         for (int64_t i = 0; i < n; i++) {

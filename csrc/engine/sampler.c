@@ -553,12 +553,13 @@ static void report(pyllm_sampler *s, const float *logits, int32_t n_logits, int3
     }
     double zero = best + math_log(sum);
     if (n_top > 0) list_best(s, logits, n_top);
-    for (int32_t i = 0; i < n_top; i++) {           /* insertion sort: the list is short */
-        candidate c = s->c[i];
-        int32_t j = i;
-        for (; j > 0 && before(c, s->c[j - 1]); j--) s->c[j] = s->c[j - 1];
-        s->c[j] = c;
-    }
+    for (int32_t gap = n_top < 64 ? 1 : n_top / 2; gap > 0; gap = gap == 2 ? 1 : (int32_t)((int64_t)gap * 5 / 11))      /* Shell's sort: mostly short */
+        for (int32_t i = gap; i < n_top; i++) {
+            candidate c = s->c[i];
+            int32_t j = i;
+            for (; j >= gap && before(c, s->c[j - gap]); j -= gap) s->c[j] = s->c[j - gap];
+            s->c[j] = c;
+        }
     for (int32_t i = 0; i < n_top; i++) top[i] = (pyllm_logprob){s->c[i].id, (float)((double)s->c[i].logit - zero)};
     top[n_top] = (pyllm_logprob){id, (float)((double)logits[id] - zero)};
 }

@@ -124,6 +124,8 @@ static int resolve(parser *p, weight *w, int64_t b) {
     if (!q) return err_set(p->err, PYLLM_ERR_UNSUPPORTED, "tensor %s has type id %u, which this build does not know\n"
                            "hint: a newer version may read it, or requantize the model", w->name, info.type);
     if (info.ne[3] != 1 && !w->is_vector) return err_set(p->err, PYLLM_ERR_FORMAT, "tensor %s has more dimensions than its use allows", w->name);
+    for (int d = 0; d < 4; d++)
+        if (info.ne[d] < 1) return err_set(p->err, PYLLM_ERR_FORMAT, "tensor %s is empty", w->name);
     w->stack = b < 0 && !w->is_vector ? info.ne[2] : 1;
     int64_t n = info.ne[1] * info.ne[2] * (w->is_vector ? info.ne[0] * info.ne[3] : 1);     /* vectors may come as a stack, one for each head */
     if (b < 0) b = n;

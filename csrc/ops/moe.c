@@ -108,7 +108,7 @@ static int check_moe(const op_check *c, const step *s, int64_t width, int n_matr
     const value *x = &c->values[s->in[0]], *choices = &c->values[s->in[1]];
     TRY(check_matrices(c, s, w, width, 1));
     if (w->n != n_matrices || bias->n != n_matrices) return op_fail(c, s, "%d matrices and biases are needed", n_matrices);
-    if (x->late != choices->late || choices->width % 2) return op_fail(c, s, "%s and %s do not belong together", x->name, choices->name);
+    if (x->late != choices->late || choices->width % 2 || choices->width / 2 > LIMIT_CHOICES) return op_fail(c, s, "%s and %s do not belong together", x->name, choices->name);
     for (int i = 0; i < n_matrices; i++) {
         const weight *m = &c->weights[w->id[i]];
         if (m->n / m->stack % GROUP)
@@ -333,6 +333,7 @@ int check_headwise(const op_check *c, step *s) {
     const param *w = &s->p[MOE_W];
     if (w->n != 1 || w->id[0] < 0) return op_fail(c, s, "one stack of matrices is needed");
     const weight *m = &c->weights[w->id[0]];
+    if (m->stack > LIMIT_EXPERTS) return op_fail(c, s, "%lld heads are more than %d", (long long)m->stack, LIMIT_EXPERTS);
     TRY(check_matrices(c, s, w, c->values[s->in[0]].width / m->stack, 1));
     if (c->values[s->in[0]].width != m->k * m->stack) return op_fail(c, s, "the input is not %lld heads of %lld", (long long)m->stack, (long long)m->k);
     if (m->n / m->stack % GROUP)

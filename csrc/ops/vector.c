@@ -124,7 +124,7 @@ int run_angles(const op_ctx *c, const step *s) { return run_rows_of(c, s, angles
 int check_rope(const op_check *c, step *s) {
     const param *heads = &s->p[ROPE_HEADS], *norm = &s->p[ROPE_NORM];
     int64_t dim = s->p[ROPE_DIM].i[0], rot = s->p[ROPE_ROT].i[0];
-    if (c->values[s->in[0]].late || c->values[s->in[1]].late) return op_fail(c, s, "rope cannot stand after rows");
+    if (c->values[s->in[0]].late || c->values[s->in[1]].late || c->values[s->p[ROPE_ANGLES].id[0]].late) return op_fail(c, s, "rope cannot stand after rows");
     if (s->n_out != 2 || heads->n != 2 || norm->n != 2) return op_fail(c, s, "two outputs, head counts and norms are needed");
     if (rot < 2 || rot % 2 || rot > dim || c->values[s->p[ROPE_ANGLES].id[0]].width != rot)
         return op_fail(c, s, "rot %lld does not fit head size %lld and the angles", (long long)rot, (long long)dim);

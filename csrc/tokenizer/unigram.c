@@ -19,7 +19,10 @@ typedef struct buffer {
     int64_t n, room;
 } buffer;
 
+/* Places in a word are int32: what rules make of a text may be longer than these, and is then too long. */
 static int append(buffer *b, const char *s, int64_t n) {
+    if (!n) return 0;
+    if (n > INT32_MAX / 4 - b->n) return -1;
     if (b->n + n > b->room) {
         int64_t room = 2 * (b->n + n) + 64;
         char *grown = mem_realloc(b->s, (size_t)room);

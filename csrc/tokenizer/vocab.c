@@ -162,9 +162,12 @@ static int read_tokens(pyllm_tokenizer *t, const source *s) {
 }
 
 static int index_tokens(pyllm_tokenizer *t, const source *s) {
-    for (int32_t i = 0; i < t->n; i++)
-        if ((t->type[i] == TOKEN_CONTROL || t->type[i] == TOKEN_USER) && t->text[i].len > SPECIAL_MAX)
-            return wrong(s, "tokenizer.ggml.tokens", "has a special token of more than 1024 bytes");
+    int searched = t->kind == KIND_GREEDY || t->kind == KIND_UNIGRAM;       /* all tokens, at every byte of a text */
+    for (int32_t i = 0; i < t->n; i++) {
+        int special = t->type[i] == TOKEN_CONTROL || t->type[i] == TOKEN_USER;
+        if ((special && t->text[i].len > SPECIAL_MAX) || (searched && t->bytes[i].len > SPECIAL_MAX))
+            return wrong(s, "tokenizer.ggml.tokens", searched ? "has a token of more than 1024 bytes" : "has a special token of more than 1024 bytes");
+    }
     if (id_table_new(&t->by_bytes, t->n) || special_index(t)) return no_memory(s);
     for (int32_t i = 0; i < t->n; i++) {
         if (t->kind == KIND_BPE && t->type[i] != TOKEN_CONTROL && t->type[i] != TOKEN_USER) id_put(t, &t->by_bytes, t->bytes, i);
@@ -195,7 +198,7 @@ static void put_merge(pyllm_tokenizer *t, merge m) {
 static int read_merges(pyllm_tokenizer *t, const source *s) {
     int64_t k = gguf_find_kv(s->g, "tokenizer.ggml.merges");
     pyllm_kv kv;
-    if (gguf_kv(s->g, k, &kv) || kv.item_type != 8) return wrong(s, "tokenizer.ggml.merges", "is missing");
+    if (gguf_kv(s->g, k, &kv) || kv.item_type != 8 || kv.count > 1 << 28) return wrong(s, "tokenizer.ggml.merges", "is missing or too long");
     uint32_t size = 16;
     while (size < 2 * kv.count) size *= 2;
     t->merges = mem_alloc(size * sizeof *t->merges);

@@ -50,6 +50,61 @@ def test_rope_after_rows(file: GGUF, tape: str) -> None:
     refused(file, tape.replace(rows, f"{rows}\n{late}"), "rope cannot stand after rows")
 
 
+def test_rope_with_angles_after_rows(file: GGUF, tape: str) -> None:
+    """Angles of the rows with logits only are not there for the others."""
+    lines = {line.split()[0]: line for line in reversed(tape.splitlines())}         # the first of each
+    angles, rope = lines["angles"].split()[1], lines["rope"]
+    again = re.sub(r"^rope \S+", "rope q_late,k_late", rope.replace(f"angles={angles}", "angles=few"))
+    assert "angles=few" in again
+    refused(file, tape.replace(rope, f"rows few in={angles}\n{again}\n{rope}"), "rope cannot stand after rows")
+
+
+def test_early_steps_behind_rows_always_run(file: GGUF, tape: str) -> None:
+    """rows may be taken of several values: what comes after the first one and is no late value runs in steps without logits, too."""
+    embed, rows = (next(line for line in tape.splitlines() if line.startswith(f"{op} ")) for op in ("embed", "rows"))
+    moved = tape.replace(f"{embed}\n", f"{embed}\nrows early in={embed.split()[1]}\n")
+    assert moved != tape
+    logits = []
+    for text in (tape, moved):
+        engine = load(file, text)
+        seq = engine.open_seq()
+        engine.step([(seq, [5, 6, 7], 0)])          # type: ignore[list-item]
+        engine.step([(seq, [8], 1)])                # type: ignore[list-item]
+        logits.append(engine.logits[0].copy())
+        engine.close()
+    assert np.array_equal(*logits)
+
+
+def test_engines_that_share_workers(file: GGUF, tape: str) -> None:
+    """Whose workers are used keeps them; in a circle nobody would have any."""
+    a, b, c = (load(file, tape) for _ in range(3))
+    err = new_error()
+    b.follow(a)
+    with pytest.raises(pyllm.ArgumentError, match="keeps them"):
+        check(lib.pyllm_engine_share(a._engine, c._engine, err), err)
+    a.follow(b)                                     # its own already
+    c.follow(b)                                     # whose are a's
+    for engine in (a, b, c):
+        engine.step([(engine.open_seq(), [5, 6], 1)])       # type: ignore[list-item]
+    assert np.array_equal(a.logits[0], b.logits[0]) and np.array_equal(a.logits[0], c.logits[0])
+    for engine in (c, b, a):
+        engine.close()
+
+
+@pytest.mark.parametrize("first, n", [(2**63 - 1, 1), (1 << 60, 1), (0, 2**63 - 1), (1, 2**63 - 1), (-1, 1), (0, -1)])
+def test_pages_far_away(file: GGUF, tape: str, first: int, n: int) -> None:
+    engine, err, pages = load(file, tape), new_error(), ffi.new("int32_t[]", [0] * 64)
+    seq = engine.open_seq()
+    engine.step([(seq, [5] * 20, 0)])               # type: ignore[list-item]
+    for call in (lib.pyllm_seq_pages, lib.pyllm_seq_adopt):
+        with pytest.raises(pyllm.ArgumentError, match="has no"):
+            check(call(engine._engine, seq, first, n, pages, err), err)
+    empty = engine.open_seq()
+    with pytest.raises(pyllm.ArgumentError, match="cannot begin"):
+        check(lib.pyllm_seq_attach(engine._engine, empty, max(n, 1 << 40), pages, err), err)
+    engine.close()
+
+
 def test_no_attention(file: GGUF, tape: str) -> None:
     attn = next(line for line in tape.splitlines() if line.startswith("attn "))
     name, source = attn.split()[1], re.search(r"in=(\w+)", attn)
