@@ -117,12 +117,15 @@ class DiskCache:
         self._work = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._then: Callable[[], None] | None = None        # what the writer does last
 
     # ---- reading ----
 
     def restore(self, seq: int, client: str, tokens: Sequence[int], known: int, make_places: Callable[[Sequence[int]], bool]) -> int:
         """An empty sequence begins with what a file has of `tokens`, but for the last one; how many, 0 if none has more than the `known`
         ones that are in memory by enough."""
+        if self._closing:
+            return 0
         self._look()
         query, limit, who = array("i", tokens), len(tokens) - 1, _client(client)
         best, n = None, known + WORTH - 1
@@ -140,7 +143,10 @@ class DiskCache:
         except (errors.FileError, errors.StateError, errors.CacheFull) as e:
             if not isinstance(e, errors.CacheFull):
                 _log.warning("a conversation on disk is read anew: %s", e.message)
-                self._forget(best.path)
+                if isinstance(e, errors.StateError):
+                    self._forget(best.path)
+                else:
+                    self._entries.pop(best.path, None)      # it could not be opened or read, which another time it may
             return 0
         with suppress(OSError):
             os.utime(best.path)
@@ -156,14 +162,15 @@ class DiskCache:
 
     def _look(self) -> None:
         """Reads headers of files that were not there before."""
+        mine = f"{self._key.hex()[:24]}-"
         try:
             changed = folder().stat().st_mtime_ns
+            if changed == self._seen:
+                return
+            there = {p for p in folder().iterdir() if p.name.startswith(mine) and p.suffix == ".kv"}
         except OSError:
             return
-        if changed == self._seen:
-            return
         self._seen = changed
-        there = set(folder().glob(f"{self._key.hex()[:24]}-*.kv"))
         self._entries = {path: e for path, e in self._entries.items() if path in there}
         for path in there - self._entries.keys():
             entry = self._entry(path)
@@ -230,14 +237,31 @@ class DiskCache:
             self._pending.clear()
             self._work.notify()
 
+    def end(self, then: Callable[[], None]) -> bool:
+        """The engine's pages are not looked at any more; False on the writer's own thread, which calls `then` at its end."""
+        self.disable()
+        thread = self._thread
+        if thread is threading.current_thread():
+            self._then = then
+            return False
+        if thread is not None:
+            thread.join()
+        return True
+
     def _run(self, driver: Driver) -> None:
-        while (pending := self._next()) is not None:
-            try:
-                self._write(driver, pending)
-            except (errors.Error, OSError) as e:
-                if isinstance(e, errors.Closed):
-                    return
-                _log.warning("a conversation is not kept in %s: %s", folder(), e)
+        try:
+            while (pending := self._next()) is not None:
+                try:
+                    self._write(driver, pending)
+                except (errors.Error, OSError) as e:
+                    if isinstance(e, errors.Closed):
+                        return
+                    _log.warning("a conversation is not kept in %s: %s", folder(), e)
+        finally:
+            then, self._then = self._then, None
+            if then is not None:
+                self._thread = None
+                then()
 
     def _next(self) -> _Pending | None:
         """The next one to be written, when its time has come; None at the end."""
@@ -299,7 +323,7 @@ class DiskCache:
         if not self._make_room(at, name):
             return None
         target = folder() / name
-        temporary = folder() / f".{name}.{os.getpid()}.tmp"
+        temporary = folder() / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb") as f:
                 for g, group in enumerate(groups):

@@ -94,10 +94,10 @@ class Driver:
             self._jobs.append(lambda: self._drop(g))
             self._work.notify()
 
-    def make_room(self, n_tokens: int) -> bool:
-        """On the engine's thread: frees pages for so many tokens, at the cost of the cache, then of running requests; False if that is not
-        enough."""
-        while not self.cache.make_room(-(-n_tokens // PAGE), 1):
+    def make_room(self, n_tokens: int, states: int = 1) -> bool:
+        """On the engine's thread: frees pages for so many tokens, and recurrent states of so many sequences, at the cost of the cache, then
+        of running requests; False if that is not enough."""
+        while not self.cache.make_room(-(-n_tokens // PAGE), states):
             if not self._scheduler.preempt():
                 return False
         return True
@@ -160,7 +160,6 @@ class Driver:
         """On the engine's thread: conversations are neither read from disk nor written any more."""
         if self.disk is not None:
             self.disk.disable()
-            self.disk = None
 
     def close(self) -> None:
         """Ends every request with Closed, the thread, and then the engine. Returns when all is given back; on the engine's own thread (a
@@ -175,6 +174,8 @@ class Driver:
             self._free()
 
     def _free(self) -> None:
+        if self.disk is not None and not self.disk.end(self._free):
+            return
         for engine in (self._draft, self._engine):
             if engine is not None:
                 engine.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import reprlib
 import threading
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Embedder:
     """Makes vectors with one model; any thread. stated: the file's pooling_type, if it has one."""
 
     def __init__(self, llm: LLM, engine: Engine, driver: Driver, stated: Any) -> None:
-        self._llm, self._engine, self._driver, self._turn = llm, engine, driver, threading.Lock()
+        self._weak, self._engine, self._driver, self._turn = weakref.ref(llm), engine, driver, threading.Lock()     # no cycle: del frees
         stated = stated if isinstance(stated, int) and 0 <= stated < len(POOLINGS) else None
         steps = [line.split(" ", 2)[:2] for line in engine.tape.splitlines()[1:]]
         steps = [s for s in steps if s[0] not in ("hparam", "table", "ignore") and not s[0].startswith("#")]
@@ -57,6 +58,12 @@ class Embedder:
         self._goes_on = self._at + 1 < len(ops)        # more follows the pooling
         self._hidden = engine.live(self._at)
         self.width = engine.width if self.encodes else self._hidden
+
+    @property
+    def _llm(self) -> LLM:
+        llm = self._weak()
+        assert llm is not None          # whoever embeds holds it
+        return llm
 
     def embed(self, texts: Any, pooling: str | None, normalize: bool, dimensions: int | None, truncate: bool) -> NDArray[np.float32]:
         """See LLM.embed."""
@@ -109,13 +116,15 @@ class Embedder:
             for text, _ in rows:
                 if text.seq is None:
                     text.seq = self._driver.open_seq()
-            self._driver.make_room(sum(n for _, n in rows) + PAGE * len(rows))
+            self._driver.make_room(sum(n for _, n in rows) + PAGE * len(rows), len(rows))
             self._run(rows, pooling)
             for text in [t for t in running if t.done == len(t.ids)]:
                 running.remove(text)
                 self._close(text)
                 made[text.index] = _pooled(text.parts, pooling)
 
+        self._llm._check()
+        self._driver._refuse_processors()       # before a lock is waited for that the engine's thread could need to come back
         with self._turn:        # two calls that hold sequences could wait for each other's
             try:
                 while waiting or running:
@@ -139,7 +148,8 @@ class Embedder:
             n = min(len(text.ids) - text.done, room)
             rows += [(text, n)] if n else []
             room -= n
-        while waiting and len(running) < min(OPEN, self._llm.parallel) and room >= (len(waiting[-1].ids) if self.encodes else 1):
+        while (waiting and len(running) < min(OPEN, self._llm.parallel) and room >= (len(waiting[-1].ids) if self.encodes else 1)
+               and (not running or sum(len(t.ids) for t in (*running, waiting[-1])) <= self._llm.ctx)):
             running.append(text := waiting.pop())
             n = min(len(text.ids), room)
             rows.append((text, n))

@@ -88,6 +88,7 @@ def _nearest(name: str, needs: Collection[str]) -> Family:
 
 def _plain(name: str) -> str:
     """A name without what all have: "Qwen3VLForConditionalGeneration" and "qwen3vl" are the same."""
+    name = name[:100]       # of a file that says what it likes
     return re.sub(r"For[A-Z].*$|(LMHead)?Model$|[-_ ]", "", name).lower()
 
 

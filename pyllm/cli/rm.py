@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def _remove(files: list[Path], what: str, args: argparse.Namespace) -> int:
     from .. import errors
 
-    total = sum(p.lstat().st_size for p in files)
+    total = sum(p.lstat().st_size for p in files if p.exists() or p.is_symlink())      # a server may have replaced some meanwhile
     if not args.yes:
         if not sys.stdin.isatty():
             raise errors.ArgumentError(f"nobody can be asked whether {what} may go\n"
@@ -63,7 +63,7 @@ def _remove(files: list[Path], what: str, args: argparse.Namespace) -> int:
             return 1
     try:
         for path in files:
-            path.unlink()
+            path.unlink(missing_ok=True)
     except OSError as e:
         raise errors.FileError(f"{path} cannot be removed: {e.strerror}") from e
     note(f"removed {what} ({size(total)})")

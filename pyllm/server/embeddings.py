@@ -34,9 +34,10 @@ async def openai(work: Work, request: Request) -> Response:
     in_base64 = fields.choice("encoding_format", ("float", "base64"), "float") == "base64"
     with watched(request):
         vectors, n_tokens = await _embed(work, served, texts, fields.whole("dimensions", 1, MAX_WIDTH))
-        data = [{"object": "embedding", "index": i, "embedding": _base64(v) if in_base64 else numbers(v)} for i, v in enumerate(vectors)]
-    return answer({"object": "list", "data": data, "model": served.name,
-                   "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}})
+        data = await run_in_threadpool(lambda: [
+            {"object": "embedding", "index": i, "embedding": _base64(v) if in_base64 else numbers(v)} for i, v in enumerate(vectors)])
+    return await run_in_threadpool(answer, {"object": "list", "data": data, "model": served.name,
+                                            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}})
 
 
 async def ollama(work: Work, request: Request) -> Response:
@@ -47,8 +48,9 @@ async def ollama(work: Work, request: Request) -> Response:
     texts = texts_of(fields, "input", work.limits)
     with watched(request):
         vectors, n_tokens = await _embed(work, served, texts, fields.whole("dimensions", 1, MAX_WIDTH), fields.flag("truncate", True))
-    return answer({"model": served.name, "embeddings": [numbers(v) for v in vectors], "total_duration": _ns(begun), "load_duration": 0,
-                   "prompt_eval_count": n_tokens})
+        rows = await run_in_threadpool(lambda: [numbers(v) for v in vectors])
+    return await run_in_threadpool(answer, {"model": served.name, "embeddings": rows, "total_duration": _ns(begun), "load_duration": 0,
+                                            "prompt_eval_count": n_tokens})
 
 
 async def ollama_one(work: Work, request: Request) -> Response:
@@ -104,7 +106,8 @@ async def _embed(work: Work, served: Served, texts: Texts, dimensions: int | Non
             ids = await run_in_threadpool(llm.embed_ids, texts, truncate)
             vectors: list[NDArray[np.float32]] = []
             for at in range(0, len(ids), SLICE):
-                vectors += await run_in_threadpool(partial(_slice, llm, ids[at:at + SLICE], dimensions, normalize))
+                async with served.embedding:        # others wait here, not on threads that chats need
+                    vectors += await run_in_threadpool(partial(_slice, llm, ids[at:at + SLICE], dimensions, normalize))
             return vectors, sum(map(len, ids))
     finally:
         work.admission.leave()

@@ -53,15 +53,15 @@ class Access:
         return name in self.hosts or (self.any_address and _is_address(name))
 
     def key_of(self, headers: Headers) -> str | None:
-        """The name of the key that a request carries (Bearer, x-api-key, or as the password of Basic, which browsers ask people for); ""
-        if none is needed; None if it is wrong, which takes as long as a right one."""
+        """A name of the key that a request carries (Bearer, x-api-key, or as the password of Basic, which browsers ask people for), the
+        same in every process that has this key; "" if none is needed; None if it is wrong, which takes as long as a right one."""
         if not self.keys:
             return ""
         given = hashlib.sha256(_key_of(headers)).digest()
         found = -1
         for i, key in enumerate(self.keys):
             found = i if hmac.compare_digest(given, key) else found
-        return None if found < 0 else f"key {found + 1}"
+        return None if found < 0 else f"key {self.keys[found].hex()[:32]}"
 
 
 def is_loopback(host: str) -> bool:

@@ -30,6 +30,7 @@ class Served:
         self.owned = llm is None        # else closing it is its owner's
         self.users = 0
         self.described: Any = None      # what ollama.py read of its file
+        self.embedding = asyncio.Lock()     # texts are embedded one call after the other
         self._load, self._loading = load, asyncio.Lock()
 
     @property
@@ -49,7 +50,9 @@ class Served:
             return self.llm
 
     async def unload(self) -> None:
-        """Returns when its memory is free."""
+        """Returns when its memory is free. What belongs to a caller of LLM.serve stays loaded."""
+        if not self.owned:
+            return
         llm, self.llm = self.llm, None
         if llm is not None:
             await asyncio.to_thread(llm.close)
@@ -146,7 +149,7 @@ class Models:
 
     async def make_room(self) -> bool:
         """Unloads the model that was unused for the longest time; False if all that are loaded are in use."""
-        idle = [s for s in self.all.values() if s.llm is not None and s.users == 0]
+        idle = [s for s in self.all.values() if s.owned and s.llm is not None and s.users == 0]
         if idle:
             await min(idle, key=lambda s: s.used).unload()
         return bool(idle)

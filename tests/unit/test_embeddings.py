@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def test_a_cut_text_keeps_its_end(tmp_path: Path) -> None:
     from pyllm.embedding import Embedder
 
     embedder = object.__new__(Embedder)
-    embedder._llm = Stub()          # type: ignore[assignment]
+    stub = Stub()
+    embedder._weak = weakref.ref(stub)      # type: ignore[arg-type]
     Stub.tokenizer = tokenizer      # type: ignore[attr-defined]
     ids = embedder._ids("one two three four five six seven eight nine", True)
     assert len(ids) == 8 and ids[-1] == 102 and ids[0] == 101

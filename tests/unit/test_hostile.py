@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -368,7 +369,9 @@ def test_tokenizers_are_linear(name: str, tmp_path: Path) -> None:
             slow[label] = (one, two)
         if isinstance(piece, str) and name not in ("bert-bge", "unigram"):      # these do not keep texts
             back = tokenizer.decode_bytes(tokenizer.encode(small, add_special=False), special=True)
-            assert back.lstrip(b" ") == small.lstrip(b" "), label
+            want = unicodedata.normalize("NFC", small.decode()).encode() if name == "qwen2" else small
+            same = back.lstrip(b" ") == want.lstrip(b" ")       # apart from the assertion, which would look for the difference for hours
+            assert same, label
     assert not slow
 
 
