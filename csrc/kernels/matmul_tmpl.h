@@ -71,25 +71,19 @@ INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit 
 /* ---- super-blocks of 256 ------------------------------------------------------------------------------------------------ */
 
 #ifdef DOTS_BY
-/* isum plus the products of sub-block s with M rows times its sub-scale or its two, without the zero point. sc: of by_pairs, NULL = all 1. The rows go side by side, so that
-   one vector of codes serves them all before the next one is needed. */
+/* isum plus the products of sub-block s with M rows times its sub-scale or its two, without the zero point. sc: of by_pairs, NULL = all 1. */
 INLINE void add_scaled(const format *f, vi *isum, const vi *q, const act_unit *x, int M, int64_t s, const vi *sc) {
     int n = f->sub / 4, run = f->run * RUN < n ? f->run * RUN : n;
-    for (int j = 0; j < 8; j += run) {
-        vi sum[COLS], by = sc ? sc[8 / n * s + j / n] : vi_set1(0x10001);
-        for (int i = j; i < j + run; i++)
 #pragma GCC unroll 8
-            for (int c = 0; c < M; c++) {
-                const int8_t *a = x[c].q + 32 * s + 4 * i;
-                vi product = f->is_signed ? products_s(q[i], a) : products_u(q[i], a);
-                sum[c] = i == j ? product : vi_add16(sum[c], product);
-            }
-#pragma GCC unroll 8
-        for (int c = 0; c < M; c++) isum[c] = vi_add(isum[c], widen_by(sum[c], by));
-    }
+    for (int c = 0; c < M; c++)
+        for (int j = 0; j < 8; j += run) {
+            const int8_t *a = x[c].q + 32 * s + 4 * j;
+            vi by = sc ? sc[8 / n * s + j / n] : vi_set1(0x10001);
+            isum[c] = f->is_signed ? dots_s_by(isum[c], q + j, a, run, by) : dots_u_by(isum[c], q + j, a, run, by);
+        }
 }
 INLINE vi pairs16(vi a, vi b) { return vi_or(vi_and(a, vi_set1(0xffff)), vi_shl(b, 16)); }
-/* Sub-scales as widen_by takes them, and for dots_pairs with the sums of the activations: less the zero point, at most 32 * 128. */
+/* Sub-scales as dots_u_by takes them, and for dots_pairs with the sums of the activations: less the zero point, at most 32 * 128. */
 INLINE void by_pairs(const format *f, vi *sc, vi *zero) {
     int n = 256 / f->sub;
     for (int i = 0; i < n / 2 && f->zero; i++) {

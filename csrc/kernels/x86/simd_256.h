@@ -18,7 +18,6 @@ static inline vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 static inline vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
-static inline vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
 static inline vi vi_sub16(vi a, vi b) { return _mm256_sub_epi16(a, b); }
 static inline vi vi_mul16(vi a, int n) { return _mm256_mullo_epi16(a, _mm256_set1_epi16((short)n)); }
 static inline vi vi_add_u8(vi a, vi b) { return _mm256_add_epi8(a, b); }

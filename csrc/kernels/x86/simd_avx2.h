@@ -18,18 +18,19 @@ static inline vi products_u(vi w, const int8_t *a) { return _mm256_maddubs_epi16
 static inline vi products_s(vi w, const int8_t *a) {
     return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(_mm256_set1_epi32(*(const int32_t *)a), w));
 }
-#define DOTS_BY 1                       /* the widening multiplies: by 1, or as well by a sub-scale, given as a lane's two int16 */
-static inline vi widen_by(vi sum, vi by) { return _mm256_madd_epi16(sum, by); }
-static inline vi dots_u(vi acc, const vi *w, const int8_t *a, int n) {
+#define DOTS_BY                         /* the widening multiplies: by 1, or as well by a sub-scale, given as a lane's two int16 */
+static inline vi dots_u_by(vi acc, const vi *w, const int8_t *a, int n, vi by) {
     vi sum = products_u(w[0], a);
-    for (int i = 1; i < n; i++) sum = vi_add16(sum, products_u(w[i], a + 4 * i));
-    return _mm256_add_epi32(acc, widen_by(sum, _mm256_set1_epi16(1)));
+    for (int i = 1; i < n; i++) sum = _mm256_add_epi16(sum, products_u(w[i], a + 4 * i));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, by));
 }
-static inline vi dots_s(vi acc, const vi *w, const int8_t *a, int n) {
+static inline vi dots_s_by(vi acc, const vi *w, const int8_t *a, int n, vi by) {
     vi sum = products_s(w[0], a);
-    for (int i = 1; i < n; i++) sum = vi_add16(sum, products_s(w[i], a + 4 * i));
-    return _mm256_add_epi32(acc, widen_by(sum, _mm256_set1_epi16(1)));
+    for (int i = 1; i < n; i++) sum = _mm256_add_epi16(sum, products_s(w[i], a + 4 * i));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, by));
 }
+static inline vi dots_u(vi acc, const vi *w, const int8_t *a, int n) { return dots_u_by(acc, w, a, n, _mm256_set1_epi16(1)); }
+static inline vi dots_s(vi acc, const vi *w, const int8_t *a, int n) { return dots_s_by(acc, w, a, n, _mm256_set1_epi16(1)); }
 static inline int32_t signed_start(int32_t sum) { (void)sum; return 0; }
 static inline vi dot_pairs(vi acc, vi w, const int16_t *a) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(*(const int32_t *)a)));
