@@ -204,7 +204,7 @@ INLINE void tile_codebook(const format *f, const codebook *book, const uint8_t *
         const uint8_t *p = w + h * ROWS * 4, *base = w + 64 * f->dwords, *sp = base + 8 * f->words + h * ROWS * 2;
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, base += f->bytes, sp += f->bytes, a += m) {
             vi isum[COLS], zero[8];
-            if (!h) prefetch(p, (size_t)f->bytes, 1);
+            if (!h) prefetch(p, (size_t)f->bytes);
             s.words = base + half;
             book->prepare(p, base, half, sp, &s);
             by_pairs(f, s.sc, zero);
@@ -234,7 +234,7 @@ INLINE void pair_tile_codebook(const format *f, const codebook *book, const uint
         const act_pair *u = a;
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, base += f->bytes, sp += f->bytes, u += P) {
             vi isum[PANEL / 2][2], zipped[16][2];
-            if (!h) prefetch(p, (size_t)f->bytes, 1);
+            if (!h) prefetch(p, (size_t)f->bytes);
             s.words = base + half;
             book->prepare(p, base, half, sp, &s);
             zip_scales(s.sc, 256 / f->sub, zipped);

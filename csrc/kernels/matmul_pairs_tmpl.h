@@ -74,7 +74,7 @@ INLINE void pair_tile32(const format *f, const uint8_t *w, int64_t k, const act_
         const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * f->scale_bytes;
         for (int64_t b = 0; b < k / 32; b += parts, p += f->bytes, sp += f->bytes) {
             const act_pair *u = a + b / 8 * P;
-            if (!h) prefetch(p, (size_t)f->bytes, 0);
+            if (!h) prefetch(p, (size_t)f->bytes);
             vf min = f->has_min ? vf_f16(sp + 2 * GROUP) : vf_set1(0);
             for (int part = 0; part < parts; part++) {
                 int64_t i = b % 8 + part;
@@ -139,7 +139,7 @@ INLINE void pair_tile256(const format *f, const uint8_t *w, int64_t k, const act
         const act_pair *u = a;
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, sp += f->bytes, u += P) {
             vi sc[16], zipped[16][2], mn[8], isum[PANEL / 2][2];
-            if (!h) prefetch(p, (size_t)f->bytes, 1);
+            if (!h) prefetch(p, (size_t)f->bytes);
             if (f->scales) f->scales(p, sp, sc, mn), zip_scales(sc, 256 / f->sub, zipped);
             for (int c = 0; c < 2 * P; c++) isum[c / 2][c % 2] = vi_set1(0);
             for (int64_t part = 0; part < 8 / subs; part++) {

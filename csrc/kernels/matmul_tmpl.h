@@ -34,7 +34,7 @@ INLINE void tile32(const format *f, const uint8_t *w, int64_t k, const act_unit 
         const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * f->scale_bytes;
         for (int64_t b = 0; b < k / 32; b += parts, p += f->bytes, sp += f->bytes) {
             const act_unit *u = a + b / 8 * m;
-            if (!h) prefetch(p, (size_t)f->bytes, 0);
+            if (!h) prefetch(p, (size_t)f->bytes);
             for (int e = 0; e < E && !f->each16; e++) {
                 d[e] = f->scale(sp + e * ROWS * f->scale_bytes);
                 if (f->has_min) min[e] = vf_f16(sp + 2 * GROUP + 2 * e * ROWS);
@@ -130,7 +130,6 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
         const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * 2;
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, sp += f->bytes, a += m) {
             vi sc[NV][16], mn[NV][8], zero[NV][8], isum[NV][COLS];
-            if (!h && !f->near) prefetch(p, (size_t)f->bytes, 1);
             for (int e = 0; e < E; e++) {
                 if (f->scales) f->scales(p + 4 * e * ROWS, sp + 2 * e * ROWS, sc[e], mn[e]);
                 else for (int i = 0; i < 8; i++) sc[e][i] = vi_set1(1);
@@ -142,7 +141,7 @@ INLINE void tile256(const format *f, const uint8_t *w, int64_t k, const act_unit
                 __asm__("" : "+r"(part));       /* a rolled loop: unrolled whole, the unpacking of all parts would be hoisted and spilled */
                 for (int i = 0; i < subs; i++) {
                     int64_t s = part * subs + i;
-                    if (!h && f->near) prefetch(p + s * (f->bytes / 8), (size_t)f->bytes / 8, 0);
+                    if (!h) prefetch(p + s * (f->bytes / 8), (size_t)f->bytes / 8);
 #pragma GCC unroll 4
                     for (int e = 0; e < E; e++) {
                         vi q[8];
@@ -229,7 +228,7 @@ INLINE void tile_tq1_0(const format *f, const uint8_t *w, int64_t k, const act_u
         const uint8_t *p = w + h * ROWS * 4, *sp = w + 64 * f->dwords + h * ROWS * 2;
         for (int64_t b = 0; b < k / 256; b++, p += f->bytes, sp += f->bytes, a += m) {
             vi isum[COLS];
-            if (!h) prefetch(p, (size_t)f->bytes, 1);
+            if (!h) prefetch(p, (size_t)f->bytes);
 #ifdef WIDE_DOT
             if (M == 1) trits_1(p, a->q, isum);
             else
@@ -259,7 +258,7 @@ INLINE void tile_float(int kind, const uint8_t *w, int64_t k, const float *a, in
         vf sum[NV][COLS];
         zero_sums(sum, E, M);
         for (int64_t i = 0; i < k; i++) {
-            if (!h && !(i & 15)) prefetch(w + i * GROUP * (kind == KIND_F32 ? 4 : 2), GROUP * 16 * (kind == KIND_F32 ? 4 : 2), 0);
+            if (!h && !(i & 15)) prefetch(w + i * GROUP * (kind == KIND_F32 ? 4 : 2), GROUP * 16 * (kind == KIND_F32 ? 4 : 2));
 #pragma GCC unroll 4
             for (int e = 0; e < E; e++) {
                 vf v = load_float(kind, w, i * GROUP + (h + e) * ROWS);

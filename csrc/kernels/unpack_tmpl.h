@@ -9,13 +9,12 @@
 
 #include <string.h>
 
-/* Weights stream from memory: fetch a fixed distance ahead. A whole super-block at once into L2 (far) leaves the few miss buffers of L1 to
-   the loads, which is worth up to a third; where unpacking leaves no slack for L2's latency, spreading into L1 is. Measured on Zen 4. */
-enum { AHEAD = 4608 };
-INLINE void prefetch(const uint8_t *p, size_t bytes, int far) {
-    for (size_t i = 0; i < bytes; i += 64)
-        if (far) __builtin_prefetch(p + AHEAD + i, 0, 2);
-        else __builtin_prefetch(p + AHEAD + i, 0, 3);
+/* Weights stream from memory: fetch a fixed distance ahead, into L2, which leaves the few miss buffers of L1 to the loads, and spread over the work,
+   not a super-block at once. Against 4608 bytes in bursts, on a Xeon with AMX (DDR5, 17 GB/s a core): tokens of 1.5 B weights 1.18x as fast, four
+   at a time 1.25x. */
+enum { AHEAD = 6144 };
+INLINE void prefetch(const uint8_t *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + AHEAD + i, 0, 2);
 }
 
 /* Vector i of a half: file dword i of ROWS rows. */
@@ -95,7 +94,6 @@ typedef struct format {
     int words, d_at;            /* codebooks: 8-byte words of a block, behind the dwords; which of the 2-byte fields behind them is d */
     float factor;               /* codebooks: of d, a power of 2 */
     int sub;                    /* super-blocks: elements of a sub-scale, 16 or 32 */
-    int near;                   /* super-blocks: prefetch into L1, spread over the sub-blocks */
     void (*scales)(const uint8_t *p, const uint8_t *sp, vi *sc, vi *mn);    /* super-blocks; NULL: all sub-scales are 1. sp: the 2-byte fields */
 } format;
 
@@ -181,9 +179,9 @@ FORMAT(nvfp4, .load = load_nvfp4, .run = 4, .dwords = 8, .bytes = 36 * 16, .zero
 FORMAT(q1_0, .load = load_q1_0, .run = 8, .dwords = 4, .bytes = 18 * 16, .zero = 1, .scale = scale_f16, .scale_bytes = 2, .parts = 4)
 FORMAT(q2_0, .load = load_q2_0, .run = 8, .dwords = 4, .bytes = 18 * 16, .zero = 1, .scale = scale_f16, .scale_bytes = 2, .parts = 2)
 FORMAT(q2_k, .load = load_q2_k, .run = 8, .dwords = 20, .bytes = 84 * 16, .has_min = 1, .sub = 16, .scales = scales_q2_k)
-FORMAT(q3_k, .load = load_q3_k, .run = 8, .dwords = 27, .bytes = 112 * 16, .zero = 4, .sub = 16, .near = 1, .scales = scales_q3_k)
+FORMAT(q3_k, .load = load_q3_k, .run = 8, .dwords = 27, .bytes = 112 * 16, .zero = 4, .sub = 16, .scales = scales_q3_k)
 FORMAT(q4_k, .load = load_q4_k, .run = 8, .dwords = 35, .bytes = 144 * 16, .has_min = 1, .sub = 32, .scales = scales_q4_k)
-FORMAT(q5_k, .load = load_q5_k, .run = 4, .dwords = 43, .bytes = 176 * 16, .has_min = 1, .sub = 32, .near = 1, .scales = scales_q5_k)
+FORMAT(q5_k, .load = load_q5_k, .run = 4, .dwords = 43, .bytes = 176 * 16, .has_min = 1, .sub = 32, .scales = scales_q5_k)
 FORMAT(q6_k, .load = load_q6_k, .run = 2, .dwords = 52, .bytes = 212 * 16, .zero = 32, .sub = 16, .scales = scales_q6_k)
 FORMAT(iq4_xs, .load = load_iq4_xs, .run = 1, .dwords = 33, .bytes = 136 * 16, .is_signed = 1, .sub = 32, .scales = scales_iq4_xs)
 FORMAT(tq1_0, .run = 8, .dwords = 13, .bytes = 56 * 16)

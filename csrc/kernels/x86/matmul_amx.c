@@ -55,7 +55,7 @@ INLINE void unpack_32(const format *f, const uint8_t *w, int blocks, slab32 *s) 
     for (int b = 0; b < blocks; b++, w += f->bytes) {
         const uint8_t *scales = w + 64 * f->dwords;
         vi q[8];
-        prefetch(w, (size_t)f->bytes, 1);
+        prefetch(w, (size_t)f->bytes);
         f->load(w, 0, 0, q);
         for (int j = 0; j < 8; j++) vi_store(s->q[b] + 64 * j, plain(f, q[j]));
         vf_store(s->d[b], f->scale(scales));
@@ -145,7 +145,7 @@ INLINE void scaled(vi q, vi scale, int split, int8_t *low, int8_t *high) {
 INLINE void unpack_256(const format *f, int split, const uint8_t *w, slab256 *s) {
     const uint8_t *sp = w + 64 * f->dwords;
     vi sc[16];
-    prefetch(w, (size_t)f->bytes, 1);
+    prefetch(w, (size_t)f->bytes);
     f->scales(w, sp, sc, s->mn);
     for (int i = 0; i < 256 / f->sub; i++) sc[i] = vi_or(vi_and(sc[i], vi_set1(0xffff)), vi_shl(sc[i], 16));
     int subs = f->sub == 32 ? 2 : 4;
