@@ -249,7 +249,7 @@ def real_models() -> list[Path]:
 
     from pyllm.catalogue import cache_dir
 
-    files = [cache_dir() / model.file for model in MODELS.values()]
+    files = [cache_dir() / model.file for model in MODELS.values() if model.file.endswith(".gguf")]
     for path in files:
         if not path.exists():
             raise SystemExit(f"{path} is not there\nhint: python tools/fetch_models.py all")

@@ -6,6 +6,7 @@
 #include "product.h"
 
 enum {
+    WIDE_LEAST = 13,                /* rows from which a wide panel is faster than two others (docs/performance.md) */
     BLOCK_GROUPS_MAX = 32,
     WIDE_GROUPS_MAX = 8,            /* the same for wide panels */
     ITEM_PANELS = 4
@@ -61,7 +62,7 @@ int check_gated(const op_check *c, step *s) {
 
 /* Rows of a panel of the input of matrices w. */
 static int panel_rows(const op_ctx *c, const param *w, int64_t rows) {
-    int wide = rows > PANEL;
+    int wide = rows >= WIDE_LEAST;
     for (int i = 0; i < w->n; i++) wide &= !!c->k->matmul_wide[c->weights[w->id[i]].type];
     return wide ? WIDE_PANEL : PANEL;
 }

@@ -5,7 +5,7 @@
  *
  * Weights are unpacked once to the stack, for two groups and a slab of the row length, and all activation rows pass over them.
  * - Blocks of 32: a product of 32 bytes, then each of its rows is scaled and added; that is what takes the time, not the tiles.
- * - Super-blocks: code times sub-scale has up to 14 bits. It is split in high * 64 + low, two signed bytes, and the tiles add up the whole super-block.
+ * - Super-blocks: code times sub-scale has up to 14 bits. It is split in two bytes, and the tiles add up the whole super-block.
  * Source of the instructions: Intel Architecture Instruction Set Extensions Programming Reference, chapter 3 (AMX). */
 #include "simd_avx512vnni.h"
 #undef LEVEL
@@ -17,7 +17,8 @@ enum {
     TILE = 16,                  /* activation rows of a tile */
     PAIR = 2,                   /* groups whose weights are unpacked at a time */
     SLAB = 16,                  /* blocks of 32 of a slab */
-    SPLIT = 6                   /* bits of the low part of code * sub-scale */
+    SCALE_BITS = 3,             /* of the low part of a sub-scale */
+    PRODUCT_BITS = 6            /* of the low part of code * sub-scale */
 };
 
 /* Instructions on tiles by number, in place of the compiler's intrinsics: some versions of those (GCC 12) don't tell the compiler that the configuration is read
@@ -27,6 +28,8 @@ enum {
 #define TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
 /* sums += a * w, rows of tile a times columns of tile w, signed bytes. */
 #define TILE_DOT(sums, a, w) __asm__ volatile("tdpbssd %%tmm" #w ", %%tmm" #a ", %%tmm" #sums : :)
+/* The same with unsigned bytes in w. */
+#define TILE_DOT_UNSIGNED(sums, a, w) __asm__ volatile("tdpbsud %%tmm" #w ", %%tmm" #a ", %%tmm" #sums : :)
 
 /* Tile registers: 0 to 3 sums, 4 and 5 activations, 6 and 7 weights. a_bytes: 32 or 64 k. */
 static void configure(int rows, int a_bytes) {
@@ -129,23 +132,30 @@ typedef struct slab256 {
     vf d, min;
 } slab256;
 
-/* code * sub-scale of 4 bytes a lane as low and high bytes; scale: twice in a lane as int16. Codes are signed. */
-INLINE void scaled(vi q, vi scale, int split, int8_t *low, int8_t *high) {
+/* Products in bytes of the codes of 4 rows' values, a lane each, with their sub-scales; scale: twice in a lane, as int16. In parts low and high, whose sum is
+ * low + (high << bits).
+ * Unsigned codes (k-quants with a minimum): the sub-scale is split, and one multiplication by 3 bits of it serves two codes, since no product leaves its byte.
+ * Signed ones: the product is split. */
+INLINE int is_unsigned(const format *f) { return !f->is_signed && !f->zero; }
+INLINE int high_bits(const format *f) { return is_unsigned(f) ? SCALE_BITS : PRODUCT_BITS; }
+
+INLINE void multiply_unsigned(vi q, vi scale, int parts, int8_t *low, int8_t *high) {
+    const vi bits = vi_set1(0x00070007);
+    vi_store(low, _mm512_mullo_epi16(q, parts > 1 ? vi_and(scale, bits) : scale));
+    if (parts > 1) vi_store(high, _mm512_mullo_epi16(q, vi_and(_mm512_srli_epi32(scale, SCALE_BITS), bits)));
+}
+
+INLINE void multiply_signed(vi q, vi scale, int8_t *low, int8_t *high) {
     vi even = _mm512_mullo_epi16(_mm512_srai_epi16(_mm512_slli_epi16(q, 8), 8), scale), odd = _mm512_mullo_epi16(_mm512_srai_epi16(q, 8), scale);
     const vi bytes = vi_set1(0x00ff00ff);
     vi all = _mm512_ternarylogic_epi32(bytes, even, _mm512_slli_epi16(odd, 8), 0xca);      /* bytes ? even : odd << 8 */
-    if (!split) {
-        vi_store(low, all);
-        return;
-    }
     vi_store(low, vi_and(all, vi_set1(0x3f3f3f3f)));
-    vi_store(high, _mm512_ternarylogic_epi32(bytes, _mm512_srai_epi16(even, SPLIT), _mm512_slli_epi16(odd, 8 - SPLIT), 0xca));
+    vi_store(high, _mm512_ternarylogic_epi32(bytes, _mm512_srai_epi16(even, PRODUCT_BITS), _mm512_slli_epi16(odd, 8 - PRODUCT_BITS), 0xca));
 }
 
-INLINE void unpack_256(const format *f, int split, const uint8_t *w, slab256 *s) {
+INLINE void unpack_256(const format *f, int parts, const uint8_t *w, slab256 *s) {
     const uint8_t *sp = w + 64 * f->dwords;
     vi sc[16];
-    prefetch(w, (size_t)f->bytes);
     f->scales(w, sp, sc, s->mn);
     for (int i = 0; i < 256 / f->sub; i++) sc[i] = vi_or(vi_and(sc[i], vi_set1(0xffff)), vi_shl(sc[i], 16));
     int subs = f->sub == 32 ? 2 : 4;
@@ -154,22 +164,27 @@ INLINE void unpack_256(const format *f, int split, const uint8_t *w, slab256 *s)
         for (int i = 0; i < subs; i++) {
             int64_t b = part * subs + i;
             vi q[8];
+            prefetch(w + b * (f->bytes / 8), (size_t)f->bytes / 8);
             f->load(w, part, i, q);
-            for (int j = 0; j < 8; j++)
-                scaled(plain(f, q[j]), sc[f->sub == 32 ? b : 2 * b + j / 4], split, s->low + b * 512 + j * 64, s->high + b * 512 + j * 64);
+            for (int j = 0; j < 8; j++) {
+                vi scale = sc[f->sub == 32 ? b : 2 * b + j / 4];
+                int8_t *low = s->low + b * 512 + j * 64, *high = s->high + b * 512 + j * 64;
+                if (is_unsigned(f)) multiply_unsigned(q[j], scale, parts, low, high);
+                else multiply_signed(plain(f, q[j]), scale, low, high);
+            }
         }
     }
     s->d = vf_f16(sp);
     if (f->has_min) s->min = vf_f16(sp + 2 * GROUP);
 }
 
-/* Adds a super-block of `rows` activation rows to y, or begins it. */
-INLINE void add_256(const format *f, int split, const slab256 *s, const act_unit *a, int rows, int begin, const int32_t low[TILE][GROUP],
-                    const int32_t high[TILE][GROUP], float *y, int64_t ldy) {
+/* Adds a super-block of `rows` activation rows to y, or begins it. c: the products. */
+INLINE void add_256(const format *f, int parts, const slab256 *s, const act_unit *a, int rows, int begin, const int32_t c[2][TILE][GROUP], float *y,
+                    int64_t ldy) {
     for (int r = 0; r < rows; r++) {
         vf da = vf_set1(a[r].d[0]), sum = begin ? vf_set1(0) : vf_load(y + r * ldy);
-        vi isum = vi_load(low[r]);
-        if (split) isum = vi_add(isum, _mm512_slli_epi32(vi_load(high[r]), SPLIT));
+        vi isum = vi_load(c[0][r]);
+        if (parts > 1) isum = vi_add(isum, _mm512_slli_epi32(vi_load(c[1][r]), (unsigned)high_bits(f)));
         sum = vf_fma(vf_from_vi(isum), vf_mul(s->d, da), sum);
         if (f->has_min) {
             vi msum = vi_set1(0);
@@ -180,53 +195,54 @@ INLINE void add_256(const format *f, int split, const slab256 *s, const act_unit
     }
 }
 
-/* Products of TILE rows with both groups' slabs: c[2g] with low bytes, c[2g + 1] with high ones. */
-INLINE void products_256(const slab256 *s, int split, const act_unit *a, int32_t c[2 * PAIR][TILE][GROUP]) {
+/* Products of TILE rows with both groups' slabs: c[g][0] with the low bytes, c[g][1] with the high ones. */
+INLINE void products_256(const format *f, int parts, const slab256 *s, const act_unit *a, int32_t c[PAIR][2][TILE][GROUP]) {
+#define PRODUCT(n, wt, bytes) do { \
+        TILE_LOAD(wt, bytes, 64); \
+        if (is_unsigned(f)) TILE_DOT_UNSIGNED(n, 4, wt); \
+        else TILE_DOT(n, 4, wt); \
+    } while (0)
+#define STEP(i) do { \
+        TILE_LOAD(4, a->q + 64 * (i), sizeof(act_unit)); \
+        PRODUCT(0, 6, s[0].low + 1024 * (i)); \
+        PRODUCT(2, 7, s[1].low + 1024 * (i)); \
+        if (parts < 2) break; \
+        PRODUCT(1, 6, s[0].high + 1024 * (i)); \
+        PRODUCT(3, 7, s[1].high + 1024 * (i)); \
+    } while (0)
     TILE_ZERO(0);
     TILE_ZERO(1);
     TILE_ZERO(2);
     TILE_ZERO(3);
-#define STEP(i) do { \
-        TILE_LOAD(4, a->q + 64 * (i), sizeof(act_unit)); \
-        TILE_LOAD(6, s[0].low + 1024 * (i), 64); \
-        TILE_DOT(0, 4, 6); \
-        TILE_LOAD(7, s[1].low + 1024 * (i), 64); \
-        TILE_DOT(2, 4, 7); \
-        if (split) { \
-            TILE_LOAD(6, s[0].high + 1024 * (i), 64); \
-            TILE_DOT(1, 4, 6); \
-            TILE_LOAD(7, s[1].high + 1024 * (i), 64); \
-            TILE_DOT(3, 4, 7); \
-        } \
-    } while (0)
     STEP(0);
     STEP(1);
     STEP(2);
     STEP(3);
+    TILE_STORE(0, c[0][0], 64);
+    TILE_STORE(2, c[1][0], 64);
+    if (parts < 2) return;
+    TILE_STORE(1, c[0][1], 64);
+    TILE_STORE(3, c[1][1], 64);
 #undef STEP
-    TILE_STORE(0, c[0], 64);
-    TILE_STORE(2, c[2], 64);
-    if (!split) return;
-    TILE_STORE(1, c[1], 64);
-    TILE_STORE(3, c[3], 64);
+#undef PRODUCT
 }
 
-INLINE void panel_256(const format *f, int split, const uint8_t *w, size_t group_bytes, int groups, int64_t k, const act_unit *a, int m, float *y,
+INLINE void panel_256(const format *f, int parts, const uint8_t *w, size_t group_bytes, int groups, int64_t k, const act_unit *a, int m, float *y,
                       int64_t ldy) {
     slab256 s[PAIR];
-    _Alignas(64) int32_t c[2][2 * PAIR][TILE][GROUP];
+    _Alignas(64) int32_t c[2][PAIR][2][TILE][GROUP];
     for (int64_t b = 0; b < k / 256; b++, w += f->bytes, a += m) {
-        unpack_256(f, split, w, &s[0]);
-        if (groups > 1) unpack_256(f, split, w + group_bytes, &s[1]);
+        unpack_256(f, parts, w, &s[0]);
+        if (groups > 1) unpack_256(f, parts, w + group_bytes, &s[1]);
         else if (!b) memset(&s[1], 0, sizeof s[1]);
         for (int r = 0, turn = 0, before = 0; r < m + TILE; before = r, r += TILE, turn ^= 1) {
             int rows = m - r < TILE ? m - r : TILE, last = m - before < TILE ? m - before : TILE;
             if (r < m) {                /* the next rows' products run while the last ones' are added */
                 if (rows < TILE || !r) configure(rows, 64);
-                products_256(s, split, a + r, c[turn]);
+                products_256(f, parts, s, a + r, c[turn]);
             }
             for (int g = 0; g < groups && r; g++)
-                add_256(f, split, &s[g], a + before, last, !b, c[turn ^ 1][2 * g], c[turn ^ 1][2 * g + 1], y + before * ldy + g * GROUP, ldy);
+                add_256(f, parts, &s[g], a + before, last, !b, c[turn ^ 1][g], y + before * ldy + g * GROUP, ldy);
         }
     }
 }
@@ -246,9 +262,9 @@ INLINE void panel_256(const format *f, int split, const uint8_t *w, size_t group
         __asm__ volatile("tilerelease"); \
     }
 #define MATMUL_32(type) MATMUL(type, panel_32(&type##_format, w, group_bytes, groups, k, a, m, y, ldy))
-#define MATMUL_256(type, split) MATMUL(type, panel_256(&type##_format, split, w, group_bytes, groups, k, a, m, y, ldy))
+#define MATMUL_256(type, parts) MATMUL(type, panel_256(&type##_format, parts, w, group_bytes, groups, k, a, m, y, ldy))
 MATMUL_32(q4_0) MATMUL_32(q4_1) MATMUL_32(q5_0) MATMUL_32(q5_1) MATMUL_32(q8_0) MATMUL_32(iq4_nl) MATMUL_32(mxfp4)
-MATMUL_256(q2_k, 0) MATMUL_256(q3_k, 1) MATMUL_256(q4_k, 1) MATMUL_256(q5_k, 1) MATMUL_256(q6_k, 1) MATMUL_256(iq4_xs, 1)
+MATMUL_256(q2_k, 1) MATMUL_256(q3_k, 2) MATMUL_256(q4_k, 2) MATMUL_256(q5_k, 2) MATMUL_256(q6_k, 2) MATMUL_256(iq4_xs, 2)
 
 static int64_t NAME(dot_peak)(int64_t rounds, const int8_t *a, uint32_t *sum) {
     _Alignas(64) int8_t rows[TILE][64], ones[TILE][64];
