@@ -25,6 +25,11 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="worker threads (default: the physical cores)")
 
 
+def add_parallel(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--parallel", type=whole(1, 512), metavar="N",
+                        help=f"{what} (default: 16, or fewer where recurrent states would take much memory)")
+
+
 def add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", choices=("f16", "f32", "q8_0", "q4_0"), default="f16", help="type of the KV cache (default: f16)")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .. import errors
-from ._options import MODEL_HELP, add_backend, add_kv, add_pack_cache, add_speculation, add_threads, model_file, whole
+from ._options import MODEL_HELP, add_backend, add_kv, add_pack_cache, add_parallel, add_speculation, add_threads, model_file, whole
 from ._output import note, progress
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("requests", metavar="IN", help="requests, one JSON object a line")
     parser.add_argument("answers", metavar="OUT", help="answers; is continued if it exists")
     parser.add_argument("-m", "--model", default="smollm2", metavar="MODEL", help=f"{MODEL_HELP} (default: smollm2)")
-    parser.add_argument("--parallel", type=whole(1, 512), default=16, metavar="N", help="requests that run at once (default: 16)")
+    add_parallel(parser, "requests that run at once")
     parser.add_argument("--ctx", type=whole(4, 1 << 24), metavar="N",
                         help="tokens of all running requests together (default: what the model was trained for, if it fits in memory)")
     add_threads(parser)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
                                               parallel=args.parallel) as llm:
         limits = Limits(body=1 << 30, bodies=1 << 40, queue=1 << 20, request_s=1e9)
         app = make_app(Models.of(llm), Access.make("localhost", (), ()), limits)
-        failed = asyncio.run(_answer_all(app, _requests(args.requests, done), out, len(todo), 2 * args.parallel))
+        failed = asyncio.run(_answer_all(app, _requests(args.requests, done), out, len(todo), 2 * llm.parallel))
         os.fsync(out.fileno())
     note(f"{len(todo) - failed} answers and {failed} errors in {args.answers}" if failed else f"{len(todo)} answers in {args.answers}")
     return int(failed > 0)

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ._options import MODEL_HELP, add_backend, add_disk_cache, add_kv, add_pack_cache, add_speculation, add_threads, model_file, whole
+from ._options import (
+    MODEL_HELP,
+    add_backend,
+    add_disk_cache,
+    add_kv,
+    add_pack_cache,
+    add_parallel,
+    add_speculation,
+    add_threads,
+    model_file,
+    whole,
+)
 from ._output import clean, note
 
 EPILOG = """\
@@ -35,8 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="a further name under which the server may be asked; may be given several times")
     parser.add_argument("--ctx", type=whole(4, 1 << 24), metavar="N",
                         help="context in tokens (default: what the model was trained for, if it fits in memory)")
-    parser.add_argument("--parallel", type=whole(1, 512), default=16, metavar="N",
-                        help="requests that run at once in a model (default: 16)")
+    add_parallel(parser, "requests that run at once in a model")
     add_threads(parser)
     add_kv(parser)
     add_backend(parser)
@@ -59,10 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.draft is not None and len(args.models) > 1:
         raise errors.ArgumentError("--draft is of one model, but several are to be served\nhint: a server for each, on ports of their own")
     keys = args.api_key or [key for key in [os.environ.get("PYLLM_API_KEY")] if key]
-    options: dict[str, Any] = {"ctx": args.ctx, "threads": args.threads, "kv": args.kv, "backend": args.backend,
-                               "pack_cache": args.pack_cache, "disk_cache": args.disk_cache, "parallel": args.parallel,
-                               "draft": args.draft and model_file(args.draft), "speculate": args.speculate,
-                               "chat_template": _text_of(args.chat_template)}
+    options = _options(args)
     files = [(name, model_file(spec)) for name, spec in map(split_name, args.models or ["smollm2"])]
     models = Models.named(files, options, args.keep_alive)
     server = make_server(models, args.host, keys, args.allow_host, limits)
@@ -75,6 +82,13 @@ def run(args: argparse.Namespace) -> int:
 
     http.run(server, sock, ready)
     return 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What LLM takes of each model."""
+    return {"ctx": args.ctx, "threads": args.threads, "kv": args.kv, "backend": args.backend, "pack_cache": args.pack_cache,
+            "disk_cache": args.disk_cache, "parallel": args.parallel, "draft": args.draft and model_file(args.draft),
+            "speculate": args.speculate, "chat_template": _text_of(args.chat_template)}
 
 
 def duration(text: str) -> float | None:

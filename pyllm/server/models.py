@@ -42,8 +42,8 @@ class Served:
         async with self._loading:
             while self.llm is None:
                 try:
-                    self.llm = await _on_thread(self._load)
-                    log.info("loaded %s in %.1f s", self.name, self.llm.load_s)
+                    llm = self.llm = await _on_thread(self._load)
+                    log.info("loaded %s in %.1f s: %d requests at once, %d tokens of context", self.name, llm.load_s, llm.parallel, llm.ctx)
                 except errors.OutOfMemory:
                     if not await make_room():
                         raise

@@ -295,7 +295,7 @@ def test_the_command_loads_serves_and_drains(smollm2: Path) -> None:
     reader.first()
     assert command.end() == 0
     assert '"code":"shutting_down"' in [*reader.lines()][-1]
-    assert f"POST {CHAT} 200" in command.log and secret not in command.log
+    assert f"POST {CHAT} 200" in command.log and ": 2 requests at once, 512 tokens of context" in command.log and secret not in command.log
 
 
 def test_the_command_refuses_what_would_be_unsafe(smollm2: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,30 @@ def test_models_come_when_they_are_asked_for_and_go_when_idle(tiny: Path) -> Non
         shown = {"model": "a", "prompt": "", "keep_alive": 0}
         assert client.post("/api/generate", shown).json["done_reason"] == "unload" and states(client)["a"] == "unloaded"
         assert client.post("/api/generate", {**shown, "keep_alive": "5m"}).json["done_reason"] == "load" and states(client)["a"] == "loaded"
+
+
+def test_places_are_as_many_as_a_model_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where nobody says --parallel: fewer where recurrent states would take much of the memory, and the log tells how many."""
+    from checkpoints import goldens
+
+    from pyllm.cli import parse
+    from pyllm.cli.serve import _options
+
+    golden, path = goldens.load("rwkv7"), tmp_path / "rwkv7.gguf"
+    goldens.write_gguf(path, golden.weights, golden.config, golden.hf_class)
+    monkeypatch.setattr("pyllm.llm._fit", partial(pyllm.llm._fit, refuse=False))      # the memory that is told is little
+    of_16, of_4 = (pyllm.LLM.plan(path, parallel=n).kv for n in (16, 4))
+    for more, states in (([], of_4), ([], of_16), (["--parallel", "3"], of_4)):
+        monkeypatch.setattr("pyllm.memory.available", lambda states=states: 8 * states + 4096)
+        models = Models.named([("a", path)], _options(parse(["serve", "--threads", "1", *more])), None)
+        caplog.clear()
+        with caplog.at_level("INFO", "pyllm.server"):
+            asyncio.run(models.start())
+        wanted = 3 if more else 4 if states == of_4 else 16
+        assert models.default.llm is not None and models.default.llm.parallel == wanted
+        assert f": {wanted} requests at once, " in caplog.text
+        asyncio.run(models.close())
+    assert parse(["batch", "in", "out"]).parallel is None
 
 
 def test_the_longest_unused_model_makes_room(tiny: Path) -> None:
