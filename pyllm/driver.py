@@ -48,6 +48,7 @@ class Driver:
                  draft: Engine | None = None, draft_ctx: int = 0) -> None:
         self._engine, self.cache = engine, PrefixCache(engine)
         self.disk: DiskCache | None = None          # where conversations outlive the process
+        self.turn = threading.Lock()                # of one who keeps sequences from call to call: two could wait for each other's
         self._max_waiting, self._n_waiting = max_waiting, 0
         self._last_end, self._end_gap = 0.0, 0.0    # when a request ended, and the running mean of seconds between two ends
         self._work = threading.Condition()

@@ -6,7 +6,6 @@ Rows are pooled in the order of the text, in float32; lengths are exact sums. So
 from __future__ import annotations
 
 import reprlib
-import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,7 +42,7 @@ class Embedder:
     """Makes vectors with one model; any thread. stated: the file's pooling_type, if it has one."""
 
     def __init__(self, llm: LLM, engine: Engine, driver: Driver, stated: Any) -> None:
-        self._weak, self._engine, self._driver, self._turn = weakref.ref(llm), engine, driver, threading.Lock()     # no cycle: del frees
+        self._weak, self._engine, self._driver = weakref.ref(llm), engine, driver       # no cycle: del frees
         stated = stated if isinstance(stated, int) and 0 <= stated < len(POOLINGS) else None
         steps = [line.split(" ", 2)[:2] for line in engine.tape.splitlines()[1:]]
         steps = [s for s in steps if s[0] not in ("hparam", "table", "ignore") and not s[0].startswith("#")]
@@ -125,7 +124,7 @@ class Embedder:
 
         self._llm._check()
         self._driver._refuse_processors()       # before a lock is waited for that the engine's thread could need to come back
-        with self._turn:        # two calls that hold sequences could wait for each other's
+        with self._driver.turn:
             try:
                 while waiting or running:
                     self._driver.call(step)

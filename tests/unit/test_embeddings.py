@@ -95,6 +95,24 @@ def test_threads_levels_and_company_change_nothing(bert: pyllm.LLM, tmp_path: Pa
     assert len(found) == 4 and all(np.array_equal(f, np.concatenate([wanted] * 9)) for f in found)
 
 
+def test_first_calls_at_once(llama: pyllm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take turns though each may make an Embedder of its own: functools.cached_property has no lock from Python 3.12 on."""
+    monkeypatch.setattr(pyllm.LLM, "_embedder", property(pyllm.LLM._embedder.func))       # type: ignore[attr-defined]
+    texts = [[5 + (i + k) % 90 for k in range(llama.ctx)] for i in range(4)]        # several steps each, and more of them than sequences
+    wanted, together, found = llama.embed(texts), threading.Barrier(8), list[Any]()
+
+    def embed() -> None:
+        together.wait()
+        found.append(llama.embed(texts))
+
+    threads = [threading.Thread(target=embed) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(found) == 8 and all(np.array_equal(f, wanted) for f in found)
+
+
 def test_beside_chats(llama: pyllm.LLM) -> None:
     """Embedding takes places of running answers and gives them back."""
     alone = llama.complete("w1", max_tokens=40, temperature=0).text
