@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from checkpoints import goldens
 
 import pyllm
 from pyllm import disk_cache
+from pyllm.engine import Engine
 from pyllm.prefix_cache import PAGE
 
 N = 300
@@ -191,6 +193,41 @@ def test_a_file_that_goes(llama: Path, home: Path) -> None:
         assert ask(llm, IDS[:N]) == (wanted, 0)
 
 
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nothing more can be opened in this process."""
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("folder_was_read", [False, True])
+def test_descriptors_that_run_out(folder_was_read: bool, llama: Path, home: Path) -> None:
+    """What cannot be opened now is neither an error of the request nor damage: it is read another time."""
+    with load(llama) as llm:
+        wanted = ask(llm, IDS[:N])[0]
+    path, = files(home)
+    with load(llama) as llm:
+        if folder_was_read:
+            ask(llm, IDS[400:450])
+        with no_descriptors():
+            assert ask(llm, IDS[:N]) == (wanted, 0)
+        assert path.exists()
+        if not folder_was_read:
+            llm._driver.call(llm._driver.clear)
+            assert ask(llm, IDS[:N]) == (wanted, N - 1)
+    with load(llama) as llm:
+        assert ask(llm, IDS[:N]) == (wanted, N - 1)
+
+
 def test_bounds(llama: Path, home: Path) -> None:
     with load(llama) as llm:
         ask(llm, IDS[:N])
@@ -226,6 +263,68 @@ def test_written_while_others_run(llama: Path, home: Path, monkeypatch: pytest.M
     assert len(files(home)) == 6
     with load(llama) as llm:
         assert all(ask(llm, [start, *IDS[1:N]]) == (wanted[start], N - 1) for start in wanted)
+
+
+def test_two_models_of_one_process(llama: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """They write the same conversation at the same moment, each to a file of its own until that is whole."""
+    both, replace = threading.Barrier(2), os.replace
+
+    def together(old: Path, new: Path) -> None:
+        both.wait(30)
+        replace(old, new)
+
+    monkeypatch.setattr(disk_cache, "IDLE_S", 0.0)
+    monkeypatch.setattr(disk_cache.os, "replace", together)
+    with caplog.at_level(logging.WARNING, "pyllm"), load(llama) as a, load(llama) as b:
+        wanted = ask(a, IDS[:N])[0]
+        assert ask(b, IDS[:N])[0] == wanted
+    assert caplog.text == "" and len(files(home)) == 1 and not list((home / "conversations").glob(".*.tmp"))
+    monkeypatch.undo()
+
+
+def closed_by(who: str, llm: pyllm.LLM, started: threading.Event) -> None:
+    if who == "processor":      # on the engine's thread, which does not wait for the writer before it is done
+        started.wait(30)
+        with pytest.raises(pyllm.Closed):
+            llm.complete([5], max_tokens=4, logits_processor=lambda ids, logits: llm.close())
+
+
+@pytest.mark.parametrize("who", ["processor", "writer"])
+def test_no_page_is_read_after_its_engine(who: str, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever closes the model while a conversation is written, the engine goes last."""
+    started, go_on, events = threading.Event(), threading.Event(), list[str]()
+    page, close = Engine.page, Engine.close
+
+    def reads(engine: Engine, *args: int) -> Any:
+        if not started.is_set():
+            started.set()
+            if who == "writer":
+                llm.close()
+            go_on.wait(30)
+        events.append("read")
+        return page(engine, *args)
+
+    def closes(engine: Engine) -> None:
+        events.append("closed")
+        close(engine)
+
+    monkeypatch.setattr(disk_cache, "IDLE_S", 0.0)
+    monkeypatch.setattr(Engine, "page", reads)
+    monkeypatch.setattr(Engine, "close", closes)
+    llm = pyllm.LLM(llama, ctx=4096, threads=1, disk_cache=True)
+    ask(llm, IDS[:N])
+    closed_by(who, llm, started)
+    assert started.wait(30)
+    time.sleep(0.1)
+    assert events == []         # the writer is about to read
+    go_on.set()
+    writer = next((t for t in threading.enumerate() if t.name == "pyllm-disk-cache"), None)
+    if writer is not None:
+        writer.join(30)
+    deadline = time.monotonic() + 30
+    while "closed" not in events and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert events.count("closed") == 1 and events[-1] == "closed" and len(events) > 1
 
 
 def test_several_processes(llama: Path, home: Path) -> None:
@@ -267,6 +366,14 @@ def test_changed_weights_are_never_written(llama: Path, home: Path) -> None:
     assert files(home) == []
 
 
+def test_nor_is_anything_read_for_them(llama: Path) -> None:
+    with load(llama) as llm:
+        ask(llm, IDS[:N])
+    with load(llama) as llm:
+        llm.on_engine(lambda e: None)
+        assert ask(llm, IDS[:N])[1] == 0
+
+
 @pytest.mark.parametrize("wrong", [-1, 1.5, "x", None])
 def test_wrong_argument(wrong: Any, llama: Path) -> None:
     with pytest.raises(pyllm.ArgumentError, match="disk_cache"):
@@ -285,6 +392,26 @@ def test_commands(llama: Path, home: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["list"]) == 0 and "CONVERSATIONS WITH" in capsys.readouterr().out
     assert main(["rm", "-y", "--conversations", str(llama)]) == 0 and files(home) == []
     assert main(["rm", "-y", "--conversations", str(llama)]) == 1 and "no conversations" in capsys.readouterr().err
+
+
+def test_rm_beside_a_server(llama: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may replace a conversation by what that has become, between the look and the removal."""
+    from pyllm.cli import main
+
+    with load(llama) as llm:
+        ask(llm, IDS[:N])
+        ask(llm, IDS[100:100 + N])
+    assert len(files(home)) == 2
+    of_model = disk_cache.of_model
+
+    def and_one_goes(path: Path) -> list[disk_cache.Entry]:
+        found = of_model(path)
+        found[0].path.unlink()
+        return found
+
+    monkeypatch.setattr(disk_cache, "of_model", and_one_goes)
+    assert main(["rm", "-y", "--conversations", str(llama)]) == 0 and files(home) == []
+    assert "removed the conversations of" in capsys.readouterr().err
 
 
 def test_run_and_serve_take_the_option() -> None:
