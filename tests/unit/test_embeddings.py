@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import tok_oracle
 from checkpoints import goldens
 from conftest import model_path
-from serving import Client
+from serving import Client, wait_until
 
 import pyllm
 from pyllm.gguf import GGUF
@@ -111,6 +112,74 @@ def test_first_calls_at_once(llama: pyllm.LLM, monkeypatch: pytest.MonkeyPatch) 
     for t in threads:
         t.join()
     assert len(found) == 8 and all(np.array_equal(f, wanted) for f in found)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_texts_that_fill_the_context(pooling: str, llama: pyllm.LLM) -> None:
+    """Of those that fit beside each other as many run together as the KV cache has room for."""
+    wanted = [llama.embed([ids], pooling=pooling)[0] for ids in full_texts(llama.ctx)]
+    with pyllm.LLM(llama.path, threads=2, kv="f32", parallel=8) as other:
+        assert np.array_equal(other.embed(full_texts(llama.ctx), pooling=pooling), wanted)
+
+
+def full_texts(ctx: int) -> list[list[int]]:
+    return [[5 + (i * 7 + k) % 90 for k in range(ctx - i)] for i in range(8)]
+
+
+def test_recurrent_models(tmp_path: Path) -> None:
+    """Each text of a step needs a state of its own; conversations whose states are kept make room."""
+    golden, path = goldens.load("rwkv7"), tmp_path / "rwkv7.gguf"
+    goldens.write_gguf(path, golden.weights, golden.config, golden.hf_class)
+    with pyllm.LLM(path, threads=1, parallel=8) as llm:
+        texts = [[5 + (i * 7 + k) % 90 for k in range(20)] for i in range(8)]
+        wanted = [llm.embed([ids])[0] for ids in texts]
+        for i in range(40):
+            llm.complete([1 + i, *range(2, 40)], max_tokens=2)
+        assert llm._driver.call(lambda: llm._engine.group(0).n_free) < 8
+        assert np.array_equal(llm.embed(texts), wanted)
+
+
+def test_embedding_keeps_no_model(llama: pyllm.LLM) -> None:
+    """The last reference frees it, at once: gigabytes would wait for a collection of cycles."""
+    llm = pyllm.LLM(llama.path, threads=1)
+    llm.embed("w1")
+    gone = weakref.ref(llm)
+    gc.disable()
+    try:
+        del llm
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_nobody_waits_for_a_turn_that_cannot_come(llama: pyllm.LLM) -> None:
+    """On the engine's thread, which whoever has the turn needs, and of a model that is closed: refused though others embed."""
+    llm = pyllm.LLM(llama.path, threads=1)
+    llm.embed("w1")
+
+    def processor() -> None:
+        llm.complete("w1", max_tokens=1, logits_processor=lambda ids, logits: llm.embed("w1"))
+
+    with llm._driver.turn:
+        assert isinstance(in_time(processor), pyllm.ArgumentError)
+        llm.close()
+        assert isinstance(in_time(lambda: llm.embed("w1")), pyllm.Closed)
+
+
+def in_time(call: Callable[[], object]) -> BaseException | None:
+    """What it raises, within seconds."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    return raised[0] if raised else None
 
 
 def test_beside_chats(llama: pyllm.LLM) -> None:
@@ -282,6 +351,23 @@ def test_ollama_routes(client: Client, bert: pyllm.LLM) -> None:
     assert np.array_equal(np.array(one, np.float32), bert.embed("w1", normalize=False))
     shown = client.post("/api/show", {"model": "tiny"}).json
     assert shown["capabilities"] == ["embedding"] and shown["model_info"]["bert.embedding_length"] == 64
+
+
+def test_embedders_that_wait_take_no_threads_of_others(llama: pyllm.LLM) -> None:
+    with llama.serve(0, drain_s=0) as server:
+        client = Client(server.url)
+        askers = [threading.Thread(target=client.post, args=("/v1/embeddings", {"input": f"w{i}"})) for i in range(50)]
+        with llama._driver.turn:
+            for asker in askers:
+                asker.start()
+            wait_until(lambda: client.get("/health").json["generations"] == len(askers))
+            answer: list[int] = []
+            other = threading.Thread(target=lambda: answer.append(client.post("/tokenize", {"content": "w1"}).status))
+            other.start()
+            other.join(10)
+            assert answer == [200]
+        for asker in askers:
+            asker.join()
 
 
 def test_chats_with_an_encoder_are_refused(client: Client) -> None:

@@ -104,6 +104,30 @@ def test_the_longest_unused_model_makes_room(tiny: Path) -> None:
         assert states(client) == {"a": "unloaded", "b": "loaded", "c": "loaded"}
 
 
+def test_a_callers_model_stays_loaded(tiny: Path) -> None:
+    """That of LLM.serve is its caller's: no request unloads it, nor one that needs room."""
+    with pyllm.LLM(tiny, ctx=128, threads=1) as llm, llm.serve(0, drain_s=0) as server:
+        client = Client(server.url)
+        assert client.post("/api/generate", {"prompt": "", "keep_alive": 0}).status == 200
+        assert complete(client, None) == 200 and set(states(client).values()) == {"loaded"}
+        models = Models.of(llm)
+        assert not asyncio.run(models.make_room()) and models.default.llm is llm
+        assert len(llm.complete("w1", max_tokens=1).tokens) == 1
+
+
+def test_a_key_has_one_name_in_every_process() -> None:
+    """What is cached for its client on disk is found again when other keys have come and gone."""
+    from starlette.datastructures import Headers
+
+    from pyllm.server import Access
+
+    asked = [Headers({"authorization": f"Bearer {key}"}) for key in ("first-key", "second-key")]
+    before, after = (Access.make("::1", keys) for keys in (["first-key", "second-key"], ["third-key", "second-key", "first-key"]))
+    names = [before.key_of(headers) for headers in asked]
+    assert names == [after.key_of(headers) for headers in asked] and len({*names, "", None}) == 4
+    assert not any("first-key" in str(name) or "second-key" in str(name) for name in names)
+
+
 def test_a_model_that_does_not_fit_beside_others_in_use_is_503(tiny: Path) -> None:
     first = pyllm.LLM(tiny, ctx=128, threads=1)
     entered, release = threading.Event(), threading.Event()

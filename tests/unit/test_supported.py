@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -65,3 +66,11 @@ def test_a_file_that_cannot_run(kv: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.UnsupportedModel, match=r"x.gguf: models of architecture '\w+' are not supported") as e:
         tape_text(file)
     assert said in str(e.value)
+
+
+def test_the_name_of_a_model_may_be_long() -> None:
+    """It is compared with every family's: of a file that says what it likes no more than a beginning."""
+    begin = time.perf_counter()
+    with pytest.raises(errors.UnsupportedModel, match="the nearest that is"):
+        hf.find_family({"architectures": ["Qwen3VL" * 40_000]}, "config.json")
+    assert time.perf_counter() - begin < 2          # of a second it takes a hundredth; for the whole name, ten
