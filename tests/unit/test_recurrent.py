@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,7 +134,7 @@ def test_a_step_that_finds_no_page_changes_nothing(rig: Rig) -> None:
 
 
 def test_long_sequences_take_no_more_room(rig: Rig) -> None:
-    """65,536 tokens: one page, and a saved state as large as that of one token."""
+    """4,096 tokens: one page, and a saved state as large as that of one token."""
     engine = rig.new(n_positions=1 << 20, threads=1)
     seq = engine.open_seq()
     assert seq is not None
@@ -142,6 +144,37 @@ def test_long_sequences_take_no_more_room(rig: Rig) -> None:
         engine.step([(seq, [i % 256 for i in range(512)], 0)])
     assert len(engine.save(seq)) == size and engine.group(0).n_pages - engine.group(0).n_free == used == 1
     engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rwkv5", "rwkv6", "rwkv7", "mamba", "mamba2"])
+def test_65536_tokens_one_by_one(name: str, tmp_path: Path) -> None:
+    """Memory as after the first tokens, and steps as fast as those of a sequence that has just begun: timed in turns."""
+    whole = Rig(tmp_path, name)
+    engine = whole.new(threads=1, n_positions=1 << 20)
+    long, fresh = engine.open_seq(), engine.open_seq()
+    assert long is not None and fresh is not None
+
+    def second(seq: int, token: int) -> float:
+        start = time.perf_counter()
+        engine.step([(seq, [token], 1)])
+        return time.perf_counter() - start
+
+    for i in range(1024):
+        second(long, i % 250)
+    peak, used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, engine.group(0).n_pages - engine.group(0).n_free
+    for i in range(1024, 65536):
+        second(long, i % 250)
+    assert engine.group(0).n_pages - engine.group(0).n_free == used
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1 << 10        # KiB on Linux, bytes on macOS
+    second(fresh, 1)
+    times = np.array([(second(long, i % 250), second(fresh, i % 250)) for i in range(2048)])
+    assert np.isfinite(engine.logits[0]).all()
+    slower = np.median(times[:, 0] / times[:, 1])
+    print(f"{name}: a step {np.median(times[:, 0]) * 1e6:.0f} us, {slower:.3f} of a fresh sequence's")
+    assert slower < 1.05
+    engine.close()
+    whole.engine.close()
 
 
 def test_models_without_attention_have_no_context_to_fill(rig: Rig) -> None:
