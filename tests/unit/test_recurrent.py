@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import bf16, goldens
 from conftest import ROOT
-from test_models import goldens
+from torch_files import Assembler, archive
 
 import pyllm
 from pyllm import errors
@@ -290,16 +291,18 @@ def test_models_of_rwkv_cpp(model: str, logits: str, bar: float, tmp_path: Path)
 
 
 def test_pth_files_become_gguf(tmp_path: Path) -> None:
-    """As PyTorch writes them, in bfloat16, which is what published ones have."""
-    torch = pytest.importorskip("torch")
+    """In bfloat16, which is what published ones have. That PyTorch writes such files is in test_checkpoint_files.py."""
     import convert_rwkv
 
-    golden = goldens.load("rwkv7")
-    weights = {name: torch.from_numpy(w.copy()).bfloat16() for name, w in golden.weights.items()}
-    torch.save(weights, tmp_path / "model.pth")
+    golden, code, data = goldens.load("rwkv7"), Assembler(), {}
+    for i, (name, w) in enumerate(golden.weights.items()):
+        code.tensor(name, "BFloat16Storage", str(i), w.shape)
+        data[str(i)] = bf16(w)
+    archive(tmp_path / "model.pth", code.done(), data)
+    weights = {name: (np.frombuffer(bf16(w), "<u2").astype("<u4") << 16).view("<f4").reshape(w.shape) for name, w in golden.weights.items()}
     convert_rwkv.convert(tmp_path / "model.pth", tmp_path / "model.gguf")
     with GGUF(tmp_path / "model.gguf") as gguf:
         fused = gguf.read("blk.1.time_mix_lerp_fused.weight").reshape(6, -1)
-        assert np.array_equal(fused[2], weights["blocks.1.att.x_k"].float().numpy().ravel())
-        assert np.array_equal(gguf.read("blk.1.time_mix_w1.weight"), weights["blocks.1.att.w1"].float().numpy().T)
+        assert np.array_equal(fused[2], weights["blocks.1.att.x_k"].ravel())
+        assert np.array_equal(gguf.read("blk.1.time_mix_w1.weight"), weights["blocks.1.att.w1"].T)
         assert "blk.0.time_mix_v1.weight" in gguf.tensors           # without use, but readers of GGUF expect it
