@@ -60,7 +60,6 @@ RWKV_WORLD = ("{% for m in messages %}{% if m.role == 'user' %}User: {% elif m.r
               "{{ m.content | trim }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}")
 
 UNLIMITED = 1 << 20     # tokens, of models that keep nothing of a token but a state
-SPECULATE = ("off", "auto")     # without and with a draft model, unless something else is asked for
 LONG_TEXT = 1 << 16     # characters from which on a text is looked at in pieces first
 
 AdapterSpec = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
@@ -77,8 +76,8 @@ class LLM:
     pack_cache: keep the packed weights on disk, so that later loads map them; twice the disk space, but a start in a fraction of the
     time; not with adapters.
     speculate: how following tokens are guessed and checked together, which changes the speed and never the text: "auto", "lookup" (guesses
-    from the text itself only), "off" or a number, of as many guesses each time; None: "auto" with a draft model. draft: a smaller model
-    with the same vocabulary that guesses, named as spec is.
+    from the text itself only), "off" or a number, of as many guesses each time. draft: a smaller model with the same vocabulary that
+    guesses, named as spec is.
     disk_cache: keep the KV cache of conversations on disk, so that a later process goes on with them at once; True: at most 8 GB and a
     tenth of the free disk, a number: so many bytes.
     parallel: requests that may run at once, 1 to 512; None: 16, or fewer where their recurrent states would take more than an eighth of the
@@ -93,7 +92,7 @@ class LLM:
     def __init__(self, spec: str | os.PathLike[str] | None = None, ctx: int | None = None, threads: int | None = None, kv: str = "f16", *,
                  level: str | None = None, chat_template: str | None = None, adapters: Sequence[AdapterSpec] = (), pack_cache: bool = False,
                  disk_cache: bool | int = False,
-                 draft: str | os.PathLike[str] | None = None, speculate: str | int | None = None,
+                 draft: str | os.PathLike[str] | None = None, speculate: str | int = "auto",
                  parallel: int | None = None, max_waiting: int = 1024, stall_s: float | None = None, backend: str = "cpu",
                  progress: Callable[[int, int], None] | None = None) -> None:
         self._closing, self._closed = threading.RLock(), False      # a collection of garbage may close within a close
@@ -113,7 +112,7 @@ class LLM:
         if level == METAL:
             raise errors.ArgumentError("metal is no CPU level\nhint: backend=\"metal\"")
         started = time.perf_counter()
-        self._mode = mode_of(SPECULATE[draft is not None] if speculate is None else speculate, draft is not None)
+        self._mode = mode_of(speculate, draft is not None)
         self.path = _resolve(spec, progress)
         self.draft_path = None if draft is None else _resolve(draft, progress)
         self._chat_source = chat_template
