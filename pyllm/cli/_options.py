@@ -68,8 +68,8 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", metavar="MODEL",
                         help="a smaller model of the same vocabulary that guesses what the model is going to say: the same text, sooner")
     parser.add_argument("--speculate", type=speculation, default="auto", metavar="HOW",
-                        help="guess following tokens and check them together: auto, lookup (from the text itself), off, or a number of tokens "
-                             "(default: auto)")
+                        help="guess following tokens and check them together: auto, lookup (from the text itself), off, or a number "
+                             "of tokens (default: auto)")
 
 
 def speculation(text: str) -> str | int:
