@@ -79,31 +79,35 @@ class Arch:
     def gguf_names(self, hf_name: str) -> tuple[str, ...]:
         """GGUF's name for a checkpoint's tensor; several where it holds what GGUF keeps apart, none if the family has no such tensor. All
         matrices of a stack have one name."""
-        pattern, numbers = _pattern(hf_name)
+        pattern, layer, _ = _pattern(hf_name)
         stem, _, kind = pattern.rpartition(".")
         found = self.tensors.get(pattern) or self.tensors.get(stem) or ()
         ending = "" if pattern in self.tensors else f".{kind}"
         names = (found,) if isinstance(found, str) else found
-        return tuple(name.replace("{i}", numbers[0] if numbers else "") + ending for name in names)
+        return tuple(name.replace("{i}", layer or "") + ending for name in names)
 
     def ignores(self, hf_name: str) -> bool:
         return _pattern(hf_name)[0] in self.hf_ignored
 
 
+_STACKS = ("altup_projections", "altup_unembed_projections")    # lists of matrices outside of layers
+
+
 def stack_index(hf_name: str) -> int | None:
-    """Which matrix of a stack a checkpoint's tensor is: the second number in its name."""
-    numbers = _pattern(hf_name)[1]
-    return int(numbers[1]) if len(numbers) > 1 else None
+    """Which matrix of a stack a checkpoint's tensor is: the second number in its name, or the only one where the stack is of no layer."""
+    entry = _pattern(hf_name)[2]
+    return None if entry is None else int(entry)
 
 
-def _pattern(hf_name: str) -> tuple[str, list[str]]:
+def _pattern(hf_name: str) -> tuple[str, str | None, str | None]:
     """A name with {i} and {e} for its numbers, and these."""
     parts = hf_name.split(".")
-    places = [i for i, part in enumerate(parts) if part.isdigit()]
-    numbers = [parts[i] for i in places]
-    for i, mark in zip(places, ("{i}", "{e}"), strict=False):
-        parts[i] = mark
-    return ".".join(parts), numbers
+    found: dict[str, str] = {}
+    for i, part in enumerate(parts):
+        if part.isdigit() and len(found) < 2:
+            mark = "{e}" if found or parts[i - 1] in _STACKS else "{i}"
+            found[mark], parts[i] = part, mark
+    return ".".join(parts), found.get("{i}"), found.get("{e}")
 
 
 def neighbours(n: int, heads: int) -> NDArray[np.intp]:

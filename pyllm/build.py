@@ -80,7 +80,8 @@ class Builder:
     def __init__(self, gguf: File, arch: Arch, config: Config) -> None:
         self.gguf, self.arch, self.c = gguf, arch, config
         self._layer: int | None = None
-        self._attentions = self._states = 0
+        self._states = 0
+        self._stored: dict[tuple[str, str], int] = {}       # layer of the KV cache by keys and values
         self._names: set[str] = set()
         self._tables: list[str] = []
         self._ignored: list[str] = []
@@ -145,12 +146,19 @@ class Builder:
              dim: int | None = None) -> tuple[Value, Value]:
         """Turns q and k by their positions. norm: RMS norms of each head of q and of k, applied before; local: the rope of
         windowed layers, which no scaling stretches; kv_heads, dim: heads of k and size of a head, where they are not the file's."""
-        c = self.c
-        params = [("in", f"{q.name},{k.name}"), ("angles", self._angles_of(local)), ("heads", f"{c.n_heads},{kv_heads or c.n_kv_heads}"),
-                  ("dim", dim or c.head_dim), ("rot", c.n_rot), ("neox", int(self.arch.neox)),
-                  ("norm", ",".join(map(self._weight, norm)) if norm else "-,-"), ("eps", c.eps if norm else 0.0)]
-        out = self._step("rope", ["q_rope", "k_rope"], params)
+        heads = f"{self.c.n_heads},{kv_heads or self.c.n_kv_heads}"
+        out = self._rope(f"{q.name},{k.name}", heads, norm or (), local, dim or self.c.head_dim)
         return out[0], out[1]
+
+    def rope_alone(self, q: Value, *, norm: str, local: bool = False) -> Value:
+        """The same of q where the keys are those of another layer."""
+        return self._rope(q.name, str(self.c.n_heads), (norm,), local, self.c.head_dim)[0]
+
+    def _rope(self, inputs: str, heads: str, norms: tuple[str, ...], local: bool, dim: int) -> tuple[Value, ...]:
+        params = [("in", inputs), ("angles", self._angles_of(local)), ("heads", heads), ("dim", dim), ("rot", self.c.n_rot),
+                  ("neox", int(self.arch.neox)), ("norm", ",".join(map(self._weight, norms)) if norms else "-,-"),
+                  ("eps", self.c.eps if norms else 0.0)]
+        return self._step("rope", ["q_rope", "k_rope"][:len(inputs.split(","))], params)
 
     def temperature(self, q: Value) -> Value:
         """q times 1 + s ln(1 + floor(position / n)): attention that sharpens in long contexts; without s in the file no step."""
@@ -165,10 +173,10 @@ class Builder:
         """Attention over the sequence so far, or without causal over all of it. scale: factor on q.k, by default 1/sqrt(head size); window:
         how many positions a row sees, 0 = all; sinks: a score for each head that counts as one more position without value; kv_heads, dim,
         values: heads of k and v, size of a head of q and k, of v, where they are not the file's. v the same value as k: the first `values`
-        of each key are the values, and only keys are stored."""
+        of each key are the values, and only keys are stored. k and v of an earlier call: that layer's cache serves this one, too."""
         c = self.c
         dim, values = dim or c.head_dim, values or c.value_dim
-        layer, self._attentions = self._attentions, self._attentions + 1
+        layer = self._stored.setdefault((k.name, v.name), len(self._stored))
         params = [("in", f"{q.name},{k.name},{v.name}"), ("layer", layer), ("heads", c.n_heads), ("kv_heads", kv_heads or c.n_kv_heads),
                   ("dim", dim), ("scale", 1 / sqrt(dim) if scale is None else scale), ("window", window),
                   ("softcap", softcap), *([("sinks", self._weight(sinks))] if sinks else []),
@@ -295,9 +303,26 @@ class Builder:
                                           "hint: models that embed texts are")
         return self._step("pool", ["pooled"], [("in", x), ("kind", kind)])[0] if kind in (1, 2) else self.rows(x)
 
-    def scale(self, x: Value, by: float) -> Value:
-        """x times a number; 1 changes nothing and writes no step."""
-        return x if by == 1 else self._step("scale", ["scaled"], [("in", x), ("by", by)])[0]
+    def scale(self, x: Value, by: float, name: str = "") -> Value:
+        """x times a number and, if one is named, a vector; 1 alone changes nothing and writes no step."""
+        if by == 1 and not name:
+            return x
+        return self._step("scale", ["scaled"], [("in", x), ("by", float(by)), *([("w", self._vector(name))] if name else [])])[0]
+
+    def blend(self, x: Value, z: Value, parts: int, *, plus: float = 0.0, by: Value | None = None, start: int = 0) -> Value:
+        """Each of x's parts plus all of z's, which are as wide, each times its own (plus + by); by: [parts of x * parts of z]. Parts before
+        start stay as they are."""
+        params = [("in", f"{x.name},{z.name}"), ("parts", parts), ("plus", float(plus)), *([("from", start)] if start else []),
+                  *([("by", by)] if by else [])]
+        return self._step("blend", ["blend"], params)[0]
+
+    def match(self, z: Value, x: Value, least: float) -> Value:
+        """z, or each of its parts that are as wide as x, scaled to x's root mean square; least: what a part's mean square counts for at least."""
+        return self._step("match", ["matched"], [("in", f"{z.name},{x.name}"), ("floor", least)])[0]
+
+    def cutoff(self, x: Value, by: float) -> Value:
+        """What of each value lies above the row's mean plus `by` standard deviations; 0 for the others."""
+        return self._step("cutoff", ["cut"], [("in", x), ("by", by)])[0]
 
     def add(self, x: Value, y: Value) -> Value:
         return self._step("add", ["sum"], [("in", f"{x.name},{y.name}")])[0]

@@ -83,13 +83,18 @@ def _mixture(gguf: GGUF, params: dict[str, str], n: int, chosen: int) -> tuple[i
     return round(size), round(macs)
 
 
+def _rows(shape: tuple[int, ...]) -> int:
+    """Of a matrix or a stack; of a vector, its elements."""
+    return prod(shape[1:]) if len(shape) > 1 else shape[0]
+
+
 def _work(gguf: GGUF, op: str, params: dict[str, str], n: int, depth: int, kv: str) -> tuple[int, int]:
     """(bytes, multiply-adds) of n rows."""
     if not n:
         return 0, 0
     if op == "embed":
         tensor = gguf.tensors[params["w"]]
-        return n * tensor.n_bytes // tensor.shape[0], 0
+        return n * tensor.n_bytes // _rows(tensor.shape), 0
     if op == "attn":
         heads, kv_heads, dim, window = (int(params[key]) for key in ("heads", "kv_heads", "dim", "window"))
         values = int(params.get("values", dim))
@@ -107,7 +112,7 @@ def _work(gguf: GGUF, op: str, params: dict[str, str], n: int, depth: int, kv: s
             stem, _, span = word.partition("[")
             tensor = gguf.tensors[stem]
             begin, _, end = span.rstrip("]").partition(":")
-            share = (int(end) - int(begin)) / tensor.shape[0] if span else 1.0
+            share = (int(end) - int(begin)) / _rows(tensor.shape) if span else 1.0
             size += round(tensor.n_bytes * share)
             if len(tensor.shape) > 1 and op in ("linear", "gated", "headwise"):
                 macs += round(n * prod(tensor.shape) * share) * (4 if tensor.type in _FLOATS else 1)

@@ -20,7 +20,8 @@ Config = Mapping[str, Any]      # the parsed config.json, of the text model wher
 
 
 # Parts of a checkpoint that the text model does not need, and prefixes that its tensors have where a checkpoint also reads images.
-_OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
+                "model.audio_tower.", "model.embed_vision.", "model.embed_audio.")
 _PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
 _HEADS = ("lm_head.weight", "embed_out.weight")
 
@@ -65,7 +66,7 @@ def metadata(config: Config, arch: Arch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, spec in TABLE.items():
         if spec.hf and config.get(spec.hf) is not None:
-            found[key_of(name, arch)] = spec.type(config[spec.hf])
+            found[key_of(name, arch)] = spec.type(_same_for_all_layers(spec.hf, config[spec.hf]))
     if config.get("use_sliding_window") is False:       # Qwen2's files name a window that is not in force
         found.pop("attention.sliding_window", None)
     kinds = config.get("layer_types")
@@ -75,6 +76,14 @@ def metadata(config: Config, arch: Arch) -> dict[str, Any]:
         found.update(_rope_metadata(config))
     found.update(arch.hf_hparams(config))
     return {f"{arch.name}.{key}": value for key, value in found.items()}
+
+
+def _same_for_all_layers(entry: str, value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    if any(v != value[0] for v in value):
+        raise errors.UnsupportedModel(f"{entry} differs from layer to layer\nhint: the checkpoint is a variant that needs its own description")
+    return value[0] if value else 0
 
 
 def rope_parameters(config: Config) -> dict[str, Any]:

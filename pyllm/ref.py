@@ -108,12 +108,12 @@ class _Run:
         products = (self.times(x, m) + (0 if b == "-" else self.vector(b)) for m, b in zip(w.split(","), bias.split(","), strict=True))
         return tuple(self.plus(_act(act, y) if act else y, add) for y in products)
 
-    def rope(self, q: Array, k: Array, angles: str, heads: str, dim: str, rot: str, neox: str, norm: str, eps: str) -> tuple[Array, ...]:
+    def rope(self, *inputs: Array, angles: str, heads: str, dim: str, rot: str, neox: str, norm: str, eps: str) -> tuple[Array, ...]:
         n = int(rot) // 2
         cos, sin = np.split(self.values[angles][:, None, :], 2, axis=2)
         first, second = (slice(0, n), slice(n, 2 * n)) if neox == "1" else (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
         out = []
-        for x, count, weight in zip((q, k), heads.split(","), norm.split(","), strict=True):
+        for x, count, weight in zip(inputs, heads.split(","), norm.split(","), strict=True):
             x = x.reshape(len(x), int(count), int(dim))
             x = x.copy() if weight == "-" else _rms(x, self.weight(weight), float.fromhex(eps))
             a, b = x[..., first].copy(), x[..., second].copy()
@@ -302,8 +302,23 @@ class _Run:
         y: Array = float.fromhex(cap) * np.tanh(x / float.fromhex(cap))
         return y
 
-    def scale(self, x: Array, by: str) -> Array:
-        return x * float.fromhex(by)
+    def scale(self, x: Array, by: str, w: str = "") -> Array:
+        return x * float.fromhex(by) * (self.vector(w) if w else 1)
+
+    def blend(self, x: Array, z: Array, parts: str, plus: str, by: str = "", **start: str) -> Array:
+        own = x.reshape(len(x), int(parts), -1)
+        others = z.reshape(len(z), -1, own.shape[2])
+        factors = float.fromhex(plus) + (self.values[by].reshape(len(x), int(parts), -1) if by else np.zeros((len(x), int(parts), others.shape[1])))
+        factors[:, :int(start.get("from", "0"))] = 0
+        return np.asarray(own + factors @ others).reshape(x.shape)
+
+    def match(self, z: Array, x: Array, floor: str) -> Array:
+        parts = z.reshape(len(z), -1, x.shape[1])
+        want = np.sqrt((x * x).mean(axis=1))[:, None, None]
+        return np.asarray(parts * want / np.sqrt(np.maximum((parts * parts).mean(axis=2, keepdims=True), float.fromhex(floor)))).reshape(z.shape)
+
+    def cutoff(self, x: Array, by: str) -> Array:
+        return np.maximum(x - (x.mean(axis=1) + float.fromhex(by) * x.std(axis=1))[:, None], 0)
 
     def add(self, x: Array, z: Array) -> Array:
         return x + z

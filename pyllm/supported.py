@@ -20,12 +20,12 @@ from .models import Arch, families
 
 EXPERTS, LATENT, BOTH_WAYS = "experts", "compressed KV (MLA)", "attention in both directions"
 STATE_SPACE, TIME_MIXING, SHORT_CONVOLUTIONS = "state-space layers", "RWKV time mixing", "short convolutions"
-DELTA_NETS = "gated delta nets"
+DELTA_NETS, LAYER_INPUTS = "gated delta nets", "embeddings in each layer"
 
 # Ops of the tape that are a feature of their own.
 _OPS = {"wkv": TIME_MIXING, "wkv7": TIME_MIXING, "ssm": STATE_SPACE, "ssd": STATE_SPACE, "delta": DELTA_NETS,
         "moe_gated": EXPERTS, "headwise": LATENT, "positions": "learned positions", "layernorm": "layer norms",
-        "temperature": "scaled queries"}
+        "temperature": "scaled queries", "blend": "alternating updates (AltUp)"}
 
 # What a model may need: feature, beginnings of GGUF keys without the architecture's name, entries of config.json.
 _NEEDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -36,7 +36,7 @@ _NEEDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (DELTA_NETS, (), ("linear_num_value_heads", "linear_attn_config")),
     (TIME_MIXING, ("wkv.",), ("attention_hidden_size", "head_size_divisor")),
     (SHORT_CONVOLUTIONS, ("shortconv.",), ("conv_L_cache",)),
-    ("embeddings in each layer", ("embedding_length_per_layer_input",), ("hidden_size_per_layer_input",)),
+    (LAYER_INPUTS, ("embedding_length_per_layer_input",), ("hidden_size_per_layer_input",)),
     ("ALiBi", ("attention.max_alibi_bias",), ("alibi",)),
     ("positions in several dimensions", ("rope.dimension_sections",), ("mrope_section",)),
     ("an encoder beside the decoder", ("decoder_start_token_id",), ("is_encoder_decoder",)),
@@ -128,7 +128,7 @@ class _Everything:
         self._names = {name.removesuffix(".weight") + ".weight" for name in names}
         sizes = {"block_count": 12, "context_length": 4096, "embedding_length": 128, "feed_forward_length": 128, "attention.head_count": 4,
                  "attention.head_count_kv": 2, "expert_count": 8, "expert_used_count": 2, "attention.sliding_window": 64,
-                 "attn_logit_softcapping": 1.0, "final_logit_softcapping": 1.0, "attention.temperature_scale": 0.5}
+                 "attn_logit_softcapping": 1.0, "final_logit_softcapping": 1.0, "attention.temperature_scale": 0.5, "attention.shared_kv_layers": 4}
         sizes |= {"ssm.inner_size": 128, "ssm.state_size": 16, "ssm.time_step_rank": 8}
         self.kv: dict[str, Any] = {f"{arch.name}.{key}": value for key, value in sizes.items()}
         if arch.hybrid:
@@ -165,6 +165,10 @@ def _features(arch: Arch) -> set[str]:
     windows = {params["window"] for params in attention} - {"0"}
     if windows:
         found.add("windows" if all(params["window"] != "0" for params in attention) else "windows in some layers")
+    if len({params["layer"] for params in attention}) < len(attention):
+        found.add("keys and values of other layers")
+    if sum(op == "embed" for op, _ in notes.steps) > 1:
+        found.add(LAYER_INPUTS)
     if any("causal" in params for params in attention):
         found.add(BOTH_WAYS)
     if any("sinks" in params for params in attention):

@@ -78,6 +78,11 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
                                              "final_logit_softcapping": 5.0}, 40, None),
     "gemma3": ("Gemma3ForCausalLM", GEMMA | GEMMA3_ROPE | {"num_hidden_layers": 7, "query_pre_attn_scalar": 32, "num_key_value_heads": 1},
                40, None),
+    "gemma3n": ("Gemma3nForCausalLM", GEMMA | {
+        "num_hidden_layers": 8, "vocab_size_per_layer_input": 272, "hidden_size_per_layer_input": 16, "laurel_rank": 16,
+        "altup_num_inputs": 3, "altup_active_idx": 1, "num_kv_shared_layers": 3, "activation_sparsity_pattern": [0.95, 0.7, *6 * [0.0]],
+        "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "full", "sliding", "full", "sliding", "full")],
+        "final_logit_softcapping": 10.0}, 40, None),
     "gemma": ("GemmaForCausalLM", SMALL | {"num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True}, 40, None),
     "granite": ("GraniteForCausalLM", SMALL | GRANITE, 40, None),
     "olmo2": ("Olmo2ForCausalLM", SMALL | {"num_key_value_heads": 4}, 40, None),

@@ -57,6 +57,8 @@ int metal_refuses(const tape *t, const step *s, char *why, size_t bytes) {
     const char *key = s->op->params;                    /* "key:kind key?:kind ..." */
     for (int i = 0; i < PARAM_MAX && *key; i++, key += strcspn(key, " "), key += strspn(key, " "))
         if (i >= ops[op].known && s->p[i].n) snprintf(why, bytes, "no kernel knows its %.*s", (int)strcspn(key, "?:"), key);
+    if (is_op(s, "rope") && s->n_in != 2) snprintf(why, bytes, "it turns queries alone");
+    if (s->kv_stored) snprintf(why, bytes, "its keys and values are those of another layer");
     if (is_op(s, "attn") && s->p[ATTN_DIM].i[0] > HEAD_MAX) snprintf(why, bytes, "its heads have more than %d values", HEAD_MAX);
     for (int32_t i = 0; i < s->p[0].n && (is_op(s, "embed") || is_op(s, "linear") || is_op(s, "gated")); i++) {
         const weight *w = &t->weights[s->p[0].id[i]];

@@ -270,7 +270,8 @@ static int parse_inputs(parser *p, step *s) {
         p->t->values[v].last = (int32_t)(s - p->t->steps);
         s->in[s->n_in++] = v;
     }
-    return s->n_in == s->op->n_in ? 0 : fail(p, "too few inputs", pair);
+    int least = strcmp(s->op->name, "rope") ? s->op->n_in : 1;      /* queries turn alone where the keys are those of another layer */
+    return s->n_in >= least ? 0 : fail(p, "too few inputs", pair);
 }
 
 static int parse_step(parser *p, word op) {
@@ -312,10 +313,20 @@ static int parse_step(parser *p, word op) {
 
 static int has_state(const step *s) { return !strncmp(s->op->params, "state:i", 7); }
 
+/* Whether an attention step reads what another one stores. */
+static int shares_kv(const step *s, const step *stored) {
+    static const int same[] = {ATTN_KV_HEADS, ATTN_DIM, ATTN_WINDOW, ATTN_VALUES};
+    int shares = !strcmp(s->op->name, "attn") && s->in[1] == stored->in[1] && s->in[2] == stored->in[2];
+    for (size_t k = 0; k < sizeof same / sizeof *same; k++) shares &= s->p[same[k]].n == stored->p[same[k]].n && s->p[same[k]].i[0] == stored->p[same[k]].i[0];
+    return shares;
+}
+
 /* Notes where the attention or recurrent step of each number is. Step 0 is neither: it has no input. */
 static int number_step(parser *p, int32_t i, int32_t *steps, int32_t n, const char *what) {
-    const step *s = &p->t->steps[i];
+    step *s = &p->t->steps[i];
     int64_t number = s->p[0].i[0];
+    s->kv_stored = number < n && steps[number] && shares_kv(s, &p->t->steps[steps[number]]);
+    if (s->kv_stored) return 0;
     if (number >= n || steps[number])
         return err_set(p->err, PYLLM_ERR_FORMAT, "tape line %d: %s %lld twice or out of range", s->line, what, (long long)number);
     steps[number] = i;
@@ -347,6 +358,9 @@ static int check_end(parser *p) {
         int attn = !strcmp(s->op->name, "attn");
         if (attn || has_state(s)) TRY(number_step(p, i, attn ? t->attn_step : t->state_step, attn ? t->n_layers : t->n_states, attn ? "layer" : "state"));
     }
+    while (t->n_layers && !t->attn_step[t->n_layers - 1]) t->n_layers--;        /* steps that share a layer leave numbers over */
+    for (int32_t i = 0; i < t->n_layers; i++)
+        if (!t->attn_step[i]) return err_set(p->err, PYLLM_ERR_FORMAT, "tape: there is no attn step of layer %d", i);
     for (int64_t i = 0; i < gguf_n_tensors(p->g); i++) {
         pyllm_tensor info;
         gguf_tensor(p->g, i, &info);

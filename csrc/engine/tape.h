@@ -9,8 +9,8 @@ typedef struct tape {
     table *tables;
     weight *weights;            /* resolved against the file: type, n, k, tensor, row0 */
     int32_t n_steps, n_values, n_tables, n_weights;
-    int32_t n_layers;           /* attn steps; layer numbers are 0..n_layers-1 */
-    int32_t *attn_step;         /* [n_layers] */
+    int32_t n_layers;           /* of the KV cache; layer numbers are 0..n_layers-1 */
+    int32_t *attn_step;         /* [n_layers] the first of each, which stores */
     int32_t n_states, *state_step;  /* recurrent steps; state numbers are 0..n_states-1 */
     int64_t n_vocab, n_ctx_train;
     uint64_t hash;              /* of the text */

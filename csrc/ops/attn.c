@@ -281,7 +281,7 @@ int run_attn(const op_ctx *c, const step *s) {
     for (int32_t r = 0; r < c->b->n_runs && !j.causal; r++)
         if (c->b->runs[r].pos)
             return err_set(c->err, PYLLM_ERR_ARG, "this model looks at a text as a whole: all of its rows belong in one step, one after the other");
-    TRY(pool_run(c->pool, store_row, &j, c->b->n_rows, 4, c->cancel));
+    if (!s->kv_stored) TRY(pool_run(c->pool, store_row, &j, c->b->n_rows, 4, c->cancel));
 
     j.tile_rows = 1;            /* try split mode: single rows, chunks apart */
     j.state_floats = split_state_floats(j.share, j.v_dim, 1);

@@ -57,6 +57,7 @@ typedef struct step {
     int32_t out[OP_MAX], in[OP_MAX];
     param p[PARAM_MAX];
     int64_t state_floats;       /* of one sequence; ops without state: 0 */
+    int32_t kv_stored;          /* attn: a step before it has stored these keys and values */
 } step;
 
 /* The KV cache as attn sees it. A layer's page: kv_heads times K then V (kernels.h), at `offset` of its group's page. v_bytes 0: the values are

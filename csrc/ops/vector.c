@@ -10,6 +10,7 @@
 enum { POSITIONS_W, POSITIONS_ROW };
 enum { TEMPERATURE_SCALE, TEMPERATURE_LENGTH };
 enum { POOL_MEAN = 1, POOL_FIRST };     /* as GGUF's pooling_type */
+enum { SCALE_BY, SCALE_W };
 enum { MIX_W, MIX_BY };
 
 typedef struct row_job {
@@ -124,11 +125,11 @@ int run_angles(const op_ctx *c, const step *s) { return run_rows_of(c, s, angles
 int check_rope(const op_check *c, step *s) {
     const param *heads = &s->p[ROPE_HEADS], *norm = &s->p[ROPE_NORM];
     int64_t dim = s->p[ROPE_DIM].i[0], rot = s->p[ROPE_ROT].i[0];
-    if (c->values[s->in[0]].late || c->values[s->in[1]].late || c->values[s->p[ROPE_ANGLES].id[0]].late) return op_fail(c, s, "rope cannot stand after rows");
-    if (s->n_out != 2 || heads->n != 2 || norm->n != 2) return op_fail(c, s, "two outputs, head counts and norms are needed");
+    if (c->values[s->in[0]].late || c->values[s->in[s->n_in - 1]].late || c->values[s->p[ROPE_ANGLES].id[0]].late) return op_fail(c, s, "rope cannot stand after rows");
+    if (s->n_out != s->n_in || heads->n != s->n_in || norm->n != s->n_in) return op_fail(c, s, "an output, head count and norm for each input are needed");
     if (rot < 2 || rot % 2 || rot > dim || c->values[s->p[ROPE_ANGLES].id[0]].width != rot)
         return op_fail(c, s, "rot %lld does not fit head size %lld and the angles", (long long)rot, (long long)dim);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < s->n_in; i++) {
         if (heads->i[i] < 1 || heads->i[i] > 65536 || c->values[s->in[i]].width != heads->i[i] * dim)
             return op_fail(c, s, "input %d is not %lld heads of %lld", i, (long long)heads->i[i], (long long)dim);
         if (norm->id[i] >= 0 && c->weights[norm->id[i]].n != dim) return op_fail(c, s, "norm %d is not of head size", i);
@@ -144,7 +145,7 @@ static void rope_row(void *ctx, int64_t r, int worker) {
     const step *s = j->s;
     int dim = (int)s->p[ROPE_DIM].i[0], rot = (int)s->p[ROPE_ROT].i[0];
     const float *angles = value_ptr(c, s->p[ROPE_ANGLES].id[0]) + r * rot;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < s->n_in; i++) {
         int heads = (int)s->p[ROPE_HEADS].i[i];
         int32_t norm = s->p[ROPE_NORM].id[i];
         const float *x = value_ptr(c, s->in[i]) + r * heads * dim;
@@ -337,15 +338,21 @@ static void softcap_row(void *ctx, int64_t r, int worker) {
 
 int run_softcap(const op_ctx *c, const step *s) { return run_rows_of(c, s, softcap_row, value_rows(c, s->in[0])); }
 
-int check_scale(const op_check *c, step *s) { return check_same(c, s); }
+int check_scale(const op_check *c, step *s) {
+    const param *w = &s->p[SCALE_W];
+    if (w->n && (w->n != 1 || w->id[0] < 0 || c->weights[w->id[0]].n != c->values[s->in[0]].width)) return op_fail(c, s, "one vector of the input's width is needed");
+    return check_same(c, s);
+}
 
 static void scale_row(void *ctx, int64_t r, int worker) {
     (void)worker;
     const row_job *j = ctx;
     int64_t n = j->c->values[j->s->in[0]].width;
     const float *x = value_ptr(j->c, j->s->in[0]) + r * n;
-    float *y = value_ptr(j->c, j->s->out[0]) + r * n, by = j->s->p[0].f;
+    const float *w = j->s->p[SCALE_W].n ? j->c->weights[j->s->p[SCALE_W].id[0]].vec : NULL;
+    float *y = value_ptr(j->c, j->s->out[0]) + r * n, by = j->s->p[SCALE_BY].f;
     for (int64_t i = 0; i < n; i++) y[i] = x[i] * by;
+    for (int64_t i = 0; i < n && w; i++) y[i] = y[i] * w[i];
 }
 
 int run_scale(const op_ctx *c, const step *s) { return run_rows_of(c, s, scale_row, value_rows(c, s->in[0])); }

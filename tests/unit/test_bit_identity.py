@@ -37,7 +37,7 @@ LEVELS: list[str] = ffi.string(lib.pyllm_cpu_levels()).decode().split()
 BEST = LEVELS[-1]
 N, WANTED, CTX = 300, 40, 512
 NAMES = ["tiny-llama", "tiny-gemma3", "tiny-qwen3moe", "tiny-deepseek3", "tiny-rwkv7", "tiny-mamba2", "tiny-lfm2", "tiny-granite-hybrid",
-         "tiny-qwen3next", "smollm2", pytest.param("gemma3-270m", marks=pytest.mark.models)]
+         "tiny-qwen3next", "tiny-gemma3n", "smollm2", pytest.param("gemma3-270m", marks=pytest.mark.models)]
 
 
 def golden_file(name: str, folder: Path) -> Path:
