@@ -72,7 +72,7 @@ class Gemma3n(Gemma3):
         return g.softcap(y, c.final_softcap)
 
     def layer_inputs(self, g: Builder, c: Config, token: Value) -> Value:
-        """[T, layers * layer_embd], still times sqrt(2). What is normalised is the projection / sqrt(n_embd): the same as n_embd times eps."""
+        """[T, layers * layer_embd], still times sqrt(2). What is normalised is the projection / sqrt(n_embd): as with n_embd times eps."""
         own = g.embed("per_layer_token_embd", scale=sqrt(c.layer_embd))
         return g.norm(g.linear(token, "per_layer_model_proj"), "per_layer_proj_norm", groups=c.n_layers, eps=c.eps * c.n_embd, add=own)
 

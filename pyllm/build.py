@@ -317,7 +317,7 @@ class Builder:
         return self._step("blend", ["blend"], params)[0]
 
     def match(self, z: Value, x: Value, least: float) -> Value:
-        """z, or each of its parts that are as wide as x, scaled to x's root mean square; least: what a part's mean square counts for at least."""
+        """z, or each of its parts that are as wide as x, scaled to x's root mean square; least: of a part's mean square."""
         return self._step("match", ["matched"], [("in", f"{z.name},{x.name}"), ("floor", least)])[0]
 
     def cutoff(self, x: Value, by: float) -> Value:

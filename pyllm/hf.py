@@ -82,7 +82,8 @@ def _same_for_all_layers(entry: str, value: Any) -> Any:
     if not isinstance(value, list):
         return value
     if any(v != value[0] for v in value):
-        raise errors.UnsupportedModel(f"{entry} differs from layer to layer\nhint: the checkpoint is a variant that needs its own description")
+        raise errors.UnsupportedModel(f"{entry} differs from layer to layer\n"
+                                      "hint: the checkpoint is a variant that needs its own description")
     return value[0] if value else 0
 
 

@@ -84,11 +84,11 @@ class Config:
     parallel: bool = _row("use_parallel_residual", bool, 0, 1, False, "use_parallel_residual")
     attn_softcap: float = _row("attn_logit_softcapping", float, 0, 1e9, 0.0, "attn_logit_softcapping")
     final_softcap: float = _row("final_logit_softcapping", float, 0, 1e9, 0.0, "final_logit_softcapping")
-    kv_reusers: int = _row("attention.shared_kv_layers", int, 0, 1023, 0, "num_kv_shared_layers")      # the last, which have no keys of their own
+    kv_reusers: int = _row("attention.shared_kv_layers", int, 0, 1023, 0, "num_kv_shared_layers")      # the last: without keys of their own
     layer_embd: int = _row("embedding_length_per_layer_input", int, 0, 1 << 20, 0, "hidden_size_per_layer_input")
     altup_inputs: int = _row("altup.num_inputs", int, 1, 64, 1, "altup_num_inputs")
     altup_active: int = _row("altup.active_idx", int, 0, 63, 0, "altup_active_idx")
-    cutoffs: float | tuple[float, ...] = _row("activation_sparsity_scale", float, -inf, 1e3, -inf, per_layer=(-inf, 1e3))
+    cutoffs: float | tuple[float, ...] | None = _row("activation_sparsity_scale", float, -1e3, 1e3, None, per_layer=(-inf, 1e3))
     window: int = _row("attention.sliding_window", int, 0, 1 << 30, 0, "sliding_window")
     window_pattern: int | tuple[int, ...] = _row("attention.sliding_window_pattern", int, 1, 1024, 1, per_layer=(0, 1))
     n_rot: int = _row("rope.dimension_count", int, 2, 1024, lambda v: v["head_dim"])
@@ -127,7 +127,7 @@ class Config:
 
     def cutoff_of(self, layer: int) -> float:
         """How many standard deviations above their mean a layer's gates are cut off; -inf: nowhere."""
-        return self.cutoffs[layer] if isinstance(self.cutoffs, tuple) else self.cutoffs
+        return self.cutoffs[layer] if isinstance(self.cutoffs, tuple) else -inf if self.cutoffs is None else self.cutoffs
 
 
 _ATTENTION = ("attention.head_count", "attention.key_length", "attention.value_length", "rope.")     # nothing to models without attention

@@ -306,16 +306,19 @@ class _Run:
         return x * float.fromhex(by) * (self.vector(w) if w else 1)
 
     def blend(self, x: Array, z: Array, parts: str, plus: str, by: str = "", **start: str) -> Array:
-        own = x.reshape(len(x), int(parts), -1)
+        n = int(parts)
+        own = x.reshape(len(x), n, -1)
         others = z.reshape(len(z), -1, own.shape[2])
-        factors = float.fromhex(plus) + (self.values[by].reshape(len(x), int(parts), -1) if by else np.zeros((len(x), int(parts), others.shape[1])))
+        factors = np.full((len(x), n, others.shape[1]), float.fromhex(plus))
+        if by:
+            factors = factors + self.values[by].reshape(factors.shape)
         factors[:, :int(start.get("from", "0"))] = 0
         return np.asarray(own + factors @ others).reshape(x.shape)
 
     def match(self, z: Array, x: Array, floor: str) -> Array:
         parts = z.reshape(len(z), -1, x.shape[1])
-        want = np.sqrt((x * x).mean(axis=1))[:, None, None]
-        return np.asarray(parts * want / np.sqrt(np.maximum((parts * parts).mean(axis=2, keepdims=True), float.fromhex(floor)))).reshape(z.shape)
+        want, have = (np.sqrt(np.maximum((v * v).mean(axis=-1), least)) for v, least in ((x, 0), (parts, float.fromhex(floor))))
+        return np.asarray(parts * (want[:, None] / have)[:, :, None]).reshape(z.shape)
 
     def cutoff(self, x: Array, by: str) -> Array:
         return np.maximum(x - (x.mean(axis=1) + float.fromhex(by) * x.std(axis=1))[:, None], 0)

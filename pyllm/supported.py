@@ -128,7 +128,8 @@ class _Everything:
         self._names = {name.removesuffix(".weight") + ".weight" for name in names}
         sizes = {"block_count": 12, "context_length": 4096, "embedding_length": 128, "feed_forward_length": 128, "attention.head_count": 4,
                  "attention.head_count_kv": 2, "expert_count": 8, "expert_used_count": 2, "attention.sliding_window": 64,
-                 "attn_logit_softcapping": 1.0, "final_logit_softcapping": 1.0, "attention.temperature_scale": 0.5, "attention.shared_kv_layers": 4}
+                 "attn_logit_softcapping": 1.0, "final_logit_softcapping": 1.0, "attention.temperature_scale": 0.5,
+                 "attention.shared_kv_layers": 4}
         sizes |= {"ssm.inner_size": 128, "ssm.state_size": 16, "ssm.time_step_rank": 8}
         self.kv: dict[str, Any] = {f"{arch.name}.{key}": value for key, value in sizes.items()}
         if arch.hybrid:

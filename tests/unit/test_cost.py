@@ -36,6 +36,17 @@ def test_a_token_of_smollm2(smollm2: Path) -> None:
     assert {(c.bytes, c.macs) for c in attn} == {(100 * 3 * 64 * 2 * 2, 100 * 9 * 64 * 2 * 4)}     # positions x heads x dim x (K, V)
 
 
+def test_parts_of_a_matrix(smollm2: Path) -> None:
+    """A slice has its rows' share of bytes and products, and a look-up is one row."""
+    with GGUF(smollm2) as file:
+        whole = tape_text(file, 2048)
+        first, rest = "w=blk.0.ffn_down.weight[0:64]", "w=blk.0.ffn_down.weight[64:576]"
+        steps = [next(c for c in costs(file, re.sub(r"w=blk\.0\.ffn_down\.weight", w, whole)) if c.name == "down0") for w in (first, rest)]
+        down = next(c for c in costs(file, whole) if c.name == "down0")
+        assert (sum(c.bytes for c in steps), sum(c.macs for c in steps)) == (down.bytes, down.macs) and steps[0].macs * 9 == down.macs
+        assert costs(file, whole)[0].bytes == file.tensors["token_embd.weight"].n_bytes // 49152
+
+
 @pytest.mark.parametrize(("n", "size"), [(700, 512), (5, 1)])
 def test_a_run_is_the_sum_of_its_batches(smollm2: Path, n: int, size: int) -> None:
     with GGUF(smollm2) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pyllm import build, hf, ref
 from pyllm.engine import Engine
 from pyllm.gguf import GGUF
 from pyllm.models import families
+from pyllm.quantize.convert import convert as hf_convert
 
 _spec = importlib.util.spec_from_file_location("write_gguf", Path(__file__).parent.parent / "golden" / "write_gguf.py")
 assert _spec and _spec.loader
@@ -276,6 +278,30 @@ def test_goldens_see_mistakes(name: str, old: str, new: str, model: Any) -> None
     wrong = re.sub(old, new, tape)
     assert wrong != tape
     assert worst(ref.run(wrong, file.read, golden.ids), golden) > 10 * BAR
+
+
+def test_gemma3n_that_sees_and_hears(model: Any, tmp_path: Path) -> None:
+    """A checkpoint as it is published: the text model under another prefix beside other parts, embeddings of images' tokens behind the
+    text's, and matrices of layers that have no use for them."""
+    golden, file = model("gemma3n")
+    text = {name.replace("model.", "model.language_model.", 1): w for name, w in golden.weights.items()}
+    name = "model.language_model.embed_tokens.weight"
+    text[name] = np.concatenate([text[name], np.ones_like(text[name][:16])])
+    for layer, part in itertools.product((5, 6, 7), ("k_proj", "v_proj", "k_norm")):
+        prefix = "model.language_model.layers.{}.self_attn." + f"{part}.weight"
+        text[prefix.format(layer)] = text[prefix.format(0)]
+    others = {f"model.{part}.weight": np.ones((16, 16), np.float32) for part in ("vision_tower.x", "audio_tower.x", "embed_audio.x")}
+    config = {"text_config": golden.config | {"vocab_size": 288, "intermediate_size": 8 * [96]}, "vocab_size": 272, "vision_config": {}}
+    folder = tmp_path / "checkpoint"
+    goldens.write_checkpoint(folder, text | others, config, "Gemma3nForConditionalGeneration")
+    hf_convert(folder, tmp_path / "out.gguf", "F32", n_threads=1)
+    with GGUF(tmp_path / "out.gguf") as got:
+        assert got.kv["gemma3n.feed_forward_length"] == 96 and got.tensors["altup_proj.weight"].shape == (64, 64, 2)
+        assert got.tensors["token_embd.weight"].shape == (64, 272)
+        logits = [ref.run(tape_of(f, golden), f.read, golden.ids) for f in (got, file)]
+        np.testing.assert_array_equal(*logits)
+    with pyllm.LLM(tmp_path / "out.gguf", ctx=64, kv="f32", threads=1) as llm:
+        assert worst(llm.logits(golden.ids), golden) < BAR
 
 
 def test_longrope_follows_the_context(model: Any) -> None:

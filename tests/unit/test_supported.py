@@ -25,6 +25,8 @@ def test_features_are_those_of_the_forward_passes() -> None:
     assert found["gemma2"] == {"soft caps", "windows in some layers"}
     assert found["smollm3"] == {"layers without rope", "windows"}       # Llama's forward pass, without its experts
     assert found["bert"] == {"attention in both directions", "layer norms", "learned positions"}
+    assert found["gemma3n"] - found["gemma3"] == {"alternating updates (AltUp)", "embeddings in each layer",
+                                                  "keys and values of other layers"}
     assert found["gpt2"] == {"layer norms", "learned positions"}
 
 

@@ -59,6 +59,43 @@ def test_rope_with_angles_after_rows(file: GGUF, tape: str) -> None:
     refused(file, tape.replace(rope, f"rows few in={angles}\n{again}\n{rope}"), "rope cannot stand after rows")
 
 
+def test_two_steps_of_one_layer(file: GGUF, tape: str) -> None:
+    """The second reads what the first stores, so it has the same keys and values, stored in the same way; no layer is without a step."""
+    attn = next(line for line in tape.splitlines() if line.startswith("attn "))
+    name, k, v = re.search(r"^attn (\S+) in=\S+,(\S+),(\S+) ", attn).groups()      # type: ignore[union-attr]
+    again = attn.replace(f"attn {name} ", "attn again ")
+    load(file, tape.replace(attn, f"{attn}\n{again}")).close()
+    for wrong in (again.replace(f",{k},{v} ", f",{v},{k} "), again.replace("window=0", "window=8")):
+        assert wrong != again
+        refused(file, tape.replace(attn, f"{attn}\n{wrong}"), "layer 0 twice")
+    refused(file, tape.replace(attn, f"{attn}\n{again}".replace("layer=0", "layer=1")), "no attn step of layer 0")
+
+
+def test_rope_of_one(file: GGUF, tape: str) -> None:
+    line = next(line for line in tape.splitlines() if line.startswith("rope "))
+    q = re.search(r"in=(\S+),(\S+) ", line)
+    assert q
+    alone = line.replace(line.split()[1], "alone").replace(q[0], f"in={q[1]} ")
+    alone = alone.replace("heads=2,2", "heads=2").replace("norm=-,-", "norm=-")
+    load(file, tape.replace(line, f"{line}\n{alone}")).close()
+    for wrong in (alone.replace("heads=2", "heads=2,2"), alone.replace("alone", "alone,more")):
+        refused(file, tape.replace(line, f"{line}\n{wrong}"), "an output, head count and norm for each input")
+
+
+@pytest.mark.parametrize("step, says", [
+    ("blend y in=x,x parts=3 plus=0x0p+0", "not parts of one width"),
+    ("blend y in=x,x parts=0 plus=0x0p+0", "not parts of one width"),
+    ("blend y in=x,x parts=2 plus=0x0p+0 from=2", "no part 2"),
+    ("blend y in=x,x parts=2 plus=0x0p+0 by=x", "one number for each part"),
+    ("scale y in=x by=0x1p+0 w=-", "one vector of the input's width"),
+    ("match y in=half,x floor=0x0p+0", "parts as wide as"),
+])
+def test_parts_that_do_not_fit(file: GGUF, tape: str, step: str, says: str) -> None:
+    embed = next(line for line in tape.splitlines() if line.startswith("embed "))
+    assert embed.split()[1] == "x"
+    refused(file, tape.replace(embed, f"{embed}\ntake half in=x heads=1 from=0 to=32\n{step}"), says)
+
+
 def test_early_steps_behind_rows_always_run(file: GGUF, tape: str) -> None:
     """rows may be taken of several values: what comes after the first one and is no late value runs in steps without logits, too."""
     embed = next(line for line in tape.splitlines() if line.startswith("embed "))
