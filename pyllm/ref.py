@@ -321,7 +321,7 @@ class _Run:
         return np.asarray(parts * (want[:, None] / have)[:, :, None]).reshape(z.shape)
 
     def cutoff(self, x: Array, by: str) -> Array:
-        return np.maximum(x - (x.mean(axis=1) + float.fromhex(by) * x.std(axis=1))[:, None], 0)
+        return np.asarray(np.maximum(x - (x.mean(axis=1) + float.fromhex(by) * x.std(axis=1))[:, None], 0))
 
     def add(self, x: Array, z: Array) -> Array:
         return x + z
