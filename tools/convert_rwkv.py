@@ -73,6 +73,17 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def dequantized(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The weights of one of rwkv.cpp's files as the gguf package reads their types: for tests."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    def values(t: Tensor) -> NDArray[np.float32]:
+        return dequantize(np.frombuffer(t.data, np.uint8).reshape(*t.dims[:0:-1], -1), GGMLQuantizationType(t.type))
+
+    return {name: t.values if block(t.type)[0] == 1 else values(t) for name, t in read_bin(path).items()}
+
+
 def read_pth(path: Path) -> dict[str, Tensor]:
     """What PyTorch saved, without running anything in it."""
     file = WeightFile(path)

@@ -1,7 +1,8 @@
 """Makes tests/golden/rwkv{5,6,7}.{json,npy}: tiny models with the shapes of published RWKV files, run token by token by
-the `rwkv` package in float32.
+the `rwkv` package in float32; and, given rwkv.cpp's file tiny-rwkv-6v0-3m-Q5_1.bin, tests/golden/rwkv6-3m-q5_1.npy: what the package
+makes of that file's weights after three bytes: a quotation mark, i and n.
 
-    python tools/make_rwkv_goldens.py           (needs torch and the rwkv package)
+    python tools/make_rwkv_goldens.py [FILE]    (needs torch, gguf and the rwkv package)
 
 Weights come from tests/golden/write_gguf.py, as those of the other goldens do. Version 7 needs a process of its own.
 """
@@ -75,9 +76,26 @@ def make(version: int) -> None:
     print(f"{name}: {len(rows)} rows, max |logit| {np.abs(rows).max():.2f}")
 
 
+def make_dequantized(file: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import convert_rwkv
+
+    os.environ.update({"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "0"})
+    from rwkv.model import RWKV
+
+    weights = convert_rwkv.dequantized(file)
+    weights |= {name: np.swapaxes(w, -1, -2) for name, w in weights.items() if convert_rwkv.PRODUCTS.search(name)}
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({name: torch.from_numpy(np.ascontiguousarray(w)) for name, w in weights.items()}, f"{folder}/model.pth")
+        logits, _ = RWKV(model=f"{folder}/model", strategy="cpu fp32").forward(list(b'"in'), None)
+    np.save(FOLDER / "rwkv6-3m-q5_1.npy", logits.numpy())
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] and sys.argv[1].isdigit():
         make(int(sys.argv[1]))
+    elif sys.argv[1:]:
+        make_dequantized(Path(sys.argv[1]))
     else:
         for one in (5, 6, 7):
             subprocess.run([sys.executable, __file__, str(one)], check=True)

@@ -290,6 +290,24 @@ def test_models_of_rwkv_cpp(model: str, logits: str, bar: float, tmp_path: Path)
         assert np.abs(llm.logits(list(b'"in'))[-1] - want).max() < bar
 
 
+@pytest.mark.models
+def test_weights_of_rwkv_cpp_in_5_bits(tmp_path: Path) -> None:
+    """Of RWKV 6 there is a quantized model only, whose weights are 0.076 off those logits: with the `rwkv` package, too
+    (tests/golden/rwkv6-3m-q5_1.npy, made by tools/make_rwkv_goldens.py)."""
+    import convert_rwkv
+
+    path = rwkv_models() / "tiny-rwkv-6v0-3m-Q5_1.bin"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    want = np.load(ROOT / "tests/golden/rwkv6-3m-q5_1.npy")
+    weights = {name: convert_rwkv.Tensor.of(w) for name, w in convert_rwkv.dequantized(path).items()}
+    convert_rwkv.write(weights, tmp_path / "model.gguf", "model", None, 4096, 1e-5)
+    with pyllm.LLM(tmp_path / "model.gguf", threads=1) as llm:
+        assert np.abs(llm.logits(list(b'"in'))[-1] - want).max() < 1e-4
+    whole = np.fromfile(rwkv_models() / "expected-logits-6v0-3m.bin", np.float32)
+    assert 0.07 < np.abs(want - whole).max() < 0.08
+
+
 def test_pth_files_become_gguf(tmp_path: Path) -> None:
     """In bfloat16, which is what published ones have. That PyTorch writes such files is in test_checkpoint_files.py."""
     import convert_rwkv
