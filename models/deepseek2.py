@@ -3,17 +3,21 @@ vector a token (MLA), which is what is stored; a choice of experts in groups bes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import sqrt  # correctly rounded everywhere, so fit for a tape
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyllm.rope import growth
 
-from . import Arch
+from . import Arch, neighbours
 from .llama import Llama
 from .qwen3moe import Qwen3Moe
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pyllm.build import Builder, Value
     from pyllm.hparams import Config
 
@@ -55,6 +59,17 @@ class Deepseek2(Arch):
         if ".attn_k_b." in name:
             return n, 0, keys
         return (n, keys, keys + config["v_head_dim"]) if ".attn_v_b." in name else None
+
+    def row_order(self, name: str, n: int, config: Mapping[str, Any]) -> NDArray[np.intp] | None:
+        """Of checkpoints whose pairs are halves (rope_interleave is false): the last rows of each head of q, and of the keys."""
+        import numpy as np
+
+        heads = 1 if ".attn_kv_a_mqa." in name else config["num_attention_heads"] if re.search(r"\.attn_q(_b)?\.", name) else 0
+        if not heads or config.get("rope_interleave", True):
+            return None
+        turning, rows = config["qk_rope_head_dim"], np.arange(n).reshape(heads, -1)
+        rows[:, -turning:] = rows[:, -turning:][:, neighbours(turning, 1)]
+        return rows.ravel()
 
     def transposed(self, name: str) -> bool:
         return ".attn_k_b." in name

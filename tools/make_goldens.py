@@ -134,6 +134,9 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
         "n_routed_experts": 12, "n_shared_experts": 1, "q_lora_rank": 32, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5,
         "num_mtp_layers": 0}
         | rope("yarn", factor=16.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0), 40, None),
+    "deepseek3-halves": ("DeepseekV3ForCausalLM", DEEPSEEK | {
+        "n_routed_experts": 12, "n_shared_experts": 1, "q_lora_rank": None, "n_group": 3, "topk_group": 2, "rope_interleave": False,
+        "num_mtp_layers": 0}, 40, None),
     "minicpm3": ("MiniCPM3ForCausalLM", SMALL | LATENT | {"rms_norm_eps": 1e-5, "q_lora_rank": 32, "scale_emb": 12, "scale_depth": 1.4,
                                                         "dim_model_base": 32, "tie_word_embeddings": True}, 40, None),
     "glm4moe": ("Glm4MoeForCausalLM", MOE | HALF | {

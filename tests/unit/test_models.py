@@ -209,6 +209,7 @@ MISTAKES = [
     ("deepseek3", r"bias=blk.1.exp_probs_b.bias", "bias=-"),
     ("deepseek3", r"renorm=1", "renorm=0"),
     ("deepseek3", r"(moe_down moe1 .*) add=\S+", r"\1 add=output1"),
+    ("deepseek3-halves", r"neox=0", "neox=1"),
     ("minicpm3", r"neox=1", "neox=0"),
     ("minicpm3", r"(embed .*) scale=\S+", r"\1 scale=0x1p+3"),
     ("minicpm3", r"(norm attn_kv_a_norm1 .*) eps=\S+", r"\1 eps=0x1p-3"),
