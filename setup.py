@@ -129,13 +129,14 @@ class BuildLibrary(build_ext):
         write_ffi(ROOT / "csrc/pyllm.h", library.parent / "_ffi.py")
 
     def missing_levels(self) -> list[str]:
-        """-DPYLLM_NO_LEVEL for levels whose flags this compiler does not take."""
+        """-DPYLLM_NO_LEVEL for levels whose flags this compiler does not take. In PYLLM_CFLAGS it leaves that level out."""
+        unwanted = shlex.split(os.environ.get("PYLLM_CFLAGS", ""))
         self.levels: dict[str, list[str]] = {}
         probe = Path(self.build_temp) / "probe.c"
         probe.parent.mkdir(parents=True, exist_ok=True)
         missing = []
         for name, (arch, *alternatives) in LEVELS.items():
-            if arch != self.arch:
+            if arch != self.arch or f"-DPYLLM_NO_{name.upper()}" in unwanted:
                 continue
             probe.write_text("int probe;\n" + PROBES.get(name, ""))
             for flags in alternatives:

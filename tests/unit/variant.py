@@ -11,9 +11,18 @@ ROOT = Path(__file__).parents[2]
 PRELOAD = {"thread": "libtsan.so", "address,undefined": "libasan.so"}
 
 
+def other_levels() -> str:
+    """Flags that leave out what this CPU does not choose. Their kernels are most of what a build takes time for, and no child runs them."""
+    from pyllm._core import ffi, lib
+
+    best = ffi.string(lib.pyllm_cpu_level()).decode()
+    used = {"amx": {"amx", "avx512vnni"}, "avxvnni": {"avxvnni", "avx2"}}.get(best, {best})       # a level with the one that it builds on
+    return " ".join(f"-DPYLLM_NO_{level.upper()}" for level in ("avx2", "avxvnni", "avx512vnni", "amx") if level not in used)
+
+
 def build(folder: Path, cflags: str, ldflags: str = "") -> dict[str, str]:
-    """Builds into folder; returns the environment in which `import pyllm` finds that build."""
-    env = {**os.environ, "PYLLM_CFLAGS": cflags, "PYLLM_LDFLAGS": ldflags}
+    """Builds into folder, of the CPU levels ref and this CPU's best; returns the environment in which `import pyllm` finds that build."""
+    env = {**os.environ, "PYLLM_CFLAGS": f"{cflags} {other_levels()}", "PYLLM_LDFLAGS": ldflags}
     done = subprocess.run([sys.executable, "setup.py", "-q", "build", "--build-base", str(folder), "--build-lib", str(folder / "lib")],
                           cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
