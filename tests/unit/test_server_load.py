@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import random
+import resource
 import threading
 import time
 from collections import Counter
@@ -107,9 +108,20 @@ def test_streams_that_end_anywhere_leave_nothing(llm: pyllm.LLM) -> None:
     assert llm.complete([1, 270], max_tokens=2).tokens
 
 
+@pytest.fixture
+def memory_limit() -> Iterator[None]:
+    """1 GiB of addresses more than there are, the stacks of the server's threads among them."""
+    before, pages = resource.getrlimit(resource.RLIMIT_AS), int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + (1 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.usefixtures("memory_limit")
 def test_overload_is_refused_and_nothing_else(llm: pyllm.LLM) -> None:
+    """Twenty times as many clients as there are places, for a minute."""
     with llm.serve(0, queue=8, drain_s=0) as server:
-        client, ends = Client(server.url), time.monotonic() + 20
+        client, ends = Client(server.url), time.monotonic() + 60
 
         async def worker(i: int) -> Counter[int]:
             seen: Counter[int] = Counter()
