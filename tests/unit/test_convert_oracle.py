@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -95,4 +96,5 @@ def test_vectors_of_hard_strings(converted: tuple[str, Path]) -> None:
     for v in vectors:
         if name == "smollm2":
             assert tokenizer.encode(v["text"], add_special=False) == v["hf_ids"], v["text"]
-        assert tokenizer.decode(tokenizer.encode(v["text"], add_special=False), special=True) == v["text"]
+        kept = unicodedata.normalize("NFC", v["text"]) if name.startswith("qwen") else v["text"]        # as its tokenizer.json says
+        assert tokenizer.decode(tokenizer.encode(v["text"], add_special=False), special=True) == kept
