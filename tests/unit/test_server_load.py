@@ -6,7 +6,6 @@ Slow: pytest -m slow tests/unit/test_server_load.py. PYLLM_STREAMS sets how many
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import random
@@ -46,10 +45,6 @@ def threads() -> int:
 
 
 def resident() -> int:
-    """Without what the C library keeps of freed memory in the arenas of two dozen threads: by that it grows 1 KB a stream, for tens of
-    thousands of streams, while what is in use stays the same."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
